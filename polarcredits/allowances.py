@@ -1,0 +1,336 @@
+"""Allowances: one subscription's confirmed billing periods, cut, valued and dated (docs/rules.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from polarcredits.billing import (
+    BillingPeriod,
+    Payment,
+    Subscription,
+    Version,
+    confirmed_periods,
+    opened_period,
+    paid,
+    with_paid_periods,
+)
+from polarcredits.periods import Interval, cut, format_time
+from polarcredits.terms import Desired, Rollover, Terms, TermsBook
+
+_US = timedelta(microseconds=1)
+INTERVALS: dict[str, Interval] = {
+    "day": "day",
+    "week": "week",
+    "month": "month",
+    "year": "year",
+    "lifetime": "lifetime",
+}
+DAYS = {"day": 1, "week": 7, "month": 30, "year": 365}
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """An allowance period: its own bounds, its plan and what it is worth before refunds."""
+
+    index: int
+    start: datetime
+    end: datetime
+    plan: str
+    credits: int
+
+
+class SubscriptionGrants:
+    """The grants of one subscription at `now`; `changes` are the instants that alter them."""
+
+    def __init__(
+        self,
+        heard: Subscription,
+        payments: Sequence[Payment],
+        *,
+        orders_seen: bool,
+        book: TermsBook,
+        user: str,
+        now: datetime,
+    ) -> None:
+        self.subscription = with_paid_periods(heard, payments)
+        self.periods = self.subscription.periods
+        self.payments = [payment for payment in payments if paid(payment)]
+        self.book = book
+        self.user = user
+        self.changes: list[datetime] = []
+        self.confirmed: set[datetime] = set()
+        if self.subscription.ends:
+            self.changes.append(self.subscription.ends)
+        confirmed = confirmed_periods(self.subscription, self.payments, orders_seen)
+        for period in self.periods:
+            if period.start not in confirmed:
+                continue
+            if confirmed[period.start] is not None:
+                ready = period.start + self._grace(period)
+                self.changes.append(ready)
+                if ready > now:
+                    continue
+            self.confirmed.add(period.start)
+
+    def grants(self) -> list[Desired]:
+        """Return its trial, allowances, rollovers and lifetime grants, begun or yet to begin."""
+        allowances = [
+            allowance
+            for position, period in enumerate(self.periods)
+            if period.start in self.confirmed
+            for allowance in self._allowances(position, period)
+        ]
+        allowances.sort(key=lambda grant: (grant.effective_at, grant.key))
+        return [*self._trial(), *allowances, *self._rollovers(allowances)]
+
+    def next_refill(self, now: datetime) -> datetime | None:
+        """Return when its next allowance period is expected to begin, or None."""
+        if not self.subscription.live(now) or self.subscription.latest.status == "past_due":
+            return None
+        begun = [position for position, period in enumerate(self.periods) if period.start <= now]
+        if not begun:
+            return None
+        position = begun[-1]
+        period = self.periods[position]
+        terms = self._terms(period)
+        if terms is None or terms.interval == "lifetime":
+            return None
+        inner = [cell.start for cell in self._cells(period) if now < cell.start < self._end(position)]
+        if inner and period.start in self.confirmed:
+            return inner[0]
+        return period.end if self.subscription.goes_on and period.end > now else None
+
+    def _terms(self, period: BillingPeriod, product_id: str | None = None) -> Terms | None:
+        if product_id is None:
+            if not period.versions:
+                return None
+            product_id = period.versions[-1].product_id
+        subject = f"period:{self.subscription.latest.id}:{format_time(period.start)}"
+        return self.book.plan(subject, product_id)
+
+    def _grace(self, period: BillingPeriod) -> timedelta:
+        terms = self._terms(period)
+        return terms.renewal_grace if terms else timedelta(0)
+
+    def _key(self, period: BillingPeriod, index: int) -> str:
+        return f"allowance:{self.subscription.latest.id}:{format_time(period.start)}:{index}"
+
+    def _end(self, position: int) -> datetime:
+        """Return where a billing period really ends (§4.4)."""
+        period = self.periods[position]
+        ends = [period.end]
+        if position + 1 < len(self.periods):
+            ends.append(self.periods[position + 1].start)
+        if self.subscription.ends:
+            ends.append(max(self.subscription.ends, period.start))
+        return min(ends)
+
+    def _cells(self, period: BillingPeriod) -> list[_Cell]:
+        """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5)."""
+        known = [
+            terms for v in period.versions if (terms := self._terms(period, v.product_id)) is not None
+        ]
+        if not known:
+            return []
+        interval = known[0].interval
+        cells = []
+        for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
+            heard = [v for v in period.versions if v.as_of < end]
+            levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
+            levels = levels or list(period.versions[:1])
+            worth, plan = self._worth(period, levels, start, end, interval)
+            cells.append(_Cell(index, start, end, plan or known[0].name, worth))
+        return cells
+
+    def _worth(
+        self,
+        period: BillingPeriod,
+        versions: Sequence[Version],
+        start: datetime,
+        end: datetime,
+        interval: str | None,
+    ) -> tuple[int, str | None]:
+        """Value a cell by the levels heard: a raise counts for the time left, a cut at once (§4.5)."""
+        pieces: list[tuple[int, int, timedelta]] = []
+        level, plan = 0, None
+        for version in versions:
+            terms = self._terms(period, version.product_id)
+            level_now = _level(terms, version.seats, interval, end - start) if terms else 0
+            plan = terms.name if terms else plan
+            left = end - max(version.as_of, start) if pieces else end - start
+            if level_now > level:
+                if pieces and terms and terms.upgrade == "full":
+                    left = end - start
+                if not pieces or not terms or terms.upgrade != "paid" or self._raise_paid(version):
+                    pieces.append((level, level_now, left))
+                    level = level_now
+            else:
+                pieces = [(low, min(high, level_now), part) for low, high, part in pieces]
+                pieces = [piece for piece in pieces if piece[1] > piece[0]] or [(0, 0, end - start)]
+                level = level_now
+        whole = (end - start) // _US or 1
+        return sum((high - low) * (part // _US) // whole for low, high, part in pieces), plan
+
+    def _raise_paid(self, version: Version) -> bool:
+        """Say whether an order paid for a change to this version's product (`upgrade = "paid"`)."""
+        return any(
+            payment.latest.billing_reason == "subscription_update"
+            and payment.latest.net_cents > 0
+            and payment.latest.product_id == version.product_id
+            for payment in self.payments
+        )
+
+    def _allowances(self, position: int, period: BillingPeriod) -> list[Desired]:
+        terms, cells = self._terms(period), self._cells(period)
+        if terms is not None and terms.interval == "lifetime":
+            return [self._lifetime(period, terms)]
+        end = self._end(position)
+        attached = [p for p in self.payments if opened_period(p, self.subscription) == period]
+        clawed = take_from_the_end([cell.credits for cell in cells], attached)
+        grants = []
+        for cell, taken in zip(cells, clawed, strict=True):
+            if cell.start >= end:
+                continue
+            last = cell.end >= end
+            gross = cell.credits
+            if last and end < cell.end and self._continued_by_next(position):
+                gross = gross * ((end - cell.start) // _US) // ((cell.end - cell.start) // _US)
+            grants.append(
+                Desired(
+                    key=self._key(period, cell.index),
+                    source="allowance",
+                    plan=cell.plan,
+                    gross=gross,
+                    clawed=min(taken, gross),
+                    effective_at=cell.start,
+                    expires_at=self._expiry(position, end) if last else cell.end,
+                    clawback=terms.clawback if terms else "owed",
+                    rollover_cap=terms.rollover if terms else 0,
+                    continues=cell.index == 0 and self._continued_by_next(position - 1),
+                    cause_kind="subscription",
+                    cause_id=self.subscription.latest.id,
+                    period_start=cell.start,
+                    period_end=min(cell.end, end),
+                )
+            )
+        return grants
+
+    def _continued_by_next(self, position: int) -> bool:
+        """Say whether the next period's opening order credits unused time of this one (§4.5)."""
+        if not 0 <= position < len(self.periods) - 1:
+            return False
+        following = self.periods[position + 1]
+        return following.start < self.periods[position].end and any(
+            item.proration and item.amount_cents < 0
+            for payment in self.payments
+            if opened_period(payment, self.subscription) == following
+            for item in payment.latest.items
+        )
+
+    def _expiry(self, position: int, end: datetime) -> datetime:
+        """Return when the last allowance of a billing period expires (§4.4)."""
+        period = self.periods[position]
+        following = self.periods[position + 1] if position + 1 < len(self.periods) else None
+        if period.status == "past_due":
+            late = [
+                p.paid_as_of
+                for p in self.payments
+                if p.paid_as_of and opened_period(p, self.subscription) == period
+            ]
+            if late and min(late) > end:
+                lived = [i for i, p in enumerate(self.periods) if p.start <= min(late)][-1]
+                return self._end(lived) if lived > position else end
+        if self.subscription.goes_on and (
+            following is None or following.start not in self.confirmed
+        ):
+            return end + self._grace(period)
+        return end
+
+    def _rollovers(self, allowances: Sequence[Desired]) -> list[Desired]:
+        """Return the grants that carry each period's rest into the next confirmed one (§4.4)."""
+        carried: list[Desired] = []
+        for source, target in pairwise(allowances):
+            if source.source != "allowance" or source.rollover_cap == 0:
+                continue
+            key = target.key.replace("allowance:", "rollover:", 1)
+            before = source.key.replace("allowance:", "rollover:", 1)
+            rollover = Rollover(sources=(source.key, before), cap=source.rollover_cap)
+            carried.append(
+                replace(
+                    target,
+                    key=key,
+                    source="rollover",
+                    gross=0,
+                    clawed=0,
+                    continues=False,
+                    rollover=rollover,
+                )
+            )
+        return carried
+
+    def _lifetime(self, period: BillingPeriod, terms: Terms) -> Desired:
+        return Desired(
+            key=f"lifetime:{self.user}:{terms.name}",
+            source="lifetime",
+            plan=terms.name,
+            gross=terms.credits,
+            effective_at=period.start,
+            expires_at=None,
+            clawback=terms.clawback,
+            cause_kind="subscription",
+            cause_id=self.subscription.latest.id,
+        )
+
+    def _trial(self) -> list[Desired]:
+        latest = self.subscription.latest
+        if latest.trial_start is None or latest.trial_end is None:
+            return []
+        trialing = [p for p in self.periods if latest.trial_start <= p.start < latest.trial_end]
+        terms = self._terms(trialing[0]) if trialing else None
+        if terms is None or not terms.trial_credits:
+            return []
+        ends = [latest.trial_end, *sorted(self.confirmed)[:1]]
+        if self.subscription.ends:
+            ends.append(self.subscription.ends)
+        return [
+            Desired(
+                key=f"trial:{self.user}:{terms.name}",
+                source="trial",
+                plan=terms.name,
+                gross=terms.trial_credits,
+                effective_at=latest.trial_start,
+                expires_at=min(ends),
+                cause_kind="subscription",
+                cause_id=latest.id,
+                period_start=latest.trial_start,
+                period_end=latest.trial_end,
+            )
+        ]
+
+
+def take_from_the_end(credits: Sequence[int], payments: Sequence[Payment]) -> list[int]:
+    """Spread what refunds take over allowance periods, the last first (§4.8)."""
+    positive = [payment for payment in payments if payment.latest.net_cents > 0]
+    net = sum(payment.latest.net_cents for payment in positive)
+    refunded = sum(payment.refunded_cents for payment in positive)
+    left = sum(credits) * refunded // net if net else 0
+    taken = []
+    for worth in reversed(credits):
+        taken.append(min(worth, left))
+        left -= taken[-1]
+    return taken[::-1]
+
+
+def _level(terms: Terms, seats: int, interval: str | None, length: timedelta) -> int:
+    """Return the credits of one cell; a plan of another interval counts by the time (§4.5)."""
+    credits = terms.credits * (seats if terms.per_seat else 1)
+    if terms.interval == interval or terms.interval == "lifetime":
+        return credits
+    return credits * (length // _US) // (DAYS[terms.interval or "month"] * 86_400_000_000)
+
+
+def _interval(name: str | None) -> Interval:
+    return INTERVALS.get(name or "", "month")
