@@ -1,0 +1,371 @@
+"""The arithmetic of grants: spending order, settlement, expiry, carries (docs/rules.md §§2, 4, 5).
+
+Pure: lots and carries go in, postings come out, nothing is read or written. `advance` is driven by
+what a grant *should* hold, so running it twice, or late, posts nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from polarcredits.terms import Desired, Rollover
+
+EntryType = Literal["grant", "deduct", "reversal", "expire", "clawback", "adjust", "transfer"]
+
+_ORDER = {"trial": 0, "rollover": 1, "allowance": 2, "lifetime": 3, "manual": 4, "pack": 5}
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_CHARGEABLE = ("allowance", "pack")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Lot:
+    """A grant as the ledger holds it. `remaining` is what is posted; `expired` says it lapsed."""
+
+    id: int | None = None
+    key: str
+    source: str
+    plan: str | None
+    gross: int
+    clawed: int = 0
+    used: int = 0
+    carried_in: int = 0
+    remaining: int = 0
+    held: int = 0
+    effective_at: datetime
+    expires_at: datetime | None = None
+    expired: bool = False
+    withdrawn: bool = False
+    clawback: str = "owed"
+    continues: bool = False
+    rollover: Rollover | None = None
+    cause_kind: str = "manual"
+    cause_id: str | None = None
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+
+    @property
+    def worth(self) -> int:
+        """What was granted less what refunds took, never below 0."""
+        return max(0, self.gross - self.clawed)
+
+    @property
+    def spent(self) -> int:
+        """What counts as used: spent less reversed, and what it started with for owed credits."""
+        return self.used + self.carried_in
+
+    @property
+    def amount(self) -> int:
+        """What the grant is worth now (docs/rules.md §2)."""
+        return max(self.spent, self.worth)
+
+    @property
+    def shortfall(self) -> int:
+        """What was used beyond the grant's worth; a withdrawn grant's use is let be."""
+        return 0 if self.withdrawn else max(0, self.spent - self.worth)
+
+    @property
+    def debt(self) -> int:
+        """The part of the shortfall that makes the balance negative (`clawback = "debt"`)."""
+        if self.clawback != "debt" or self.withdrawn:
+            return 0
+        return max(0, self.shortfall - max(0, self.spent - self.gross))
+
+    @property
+    def owed(self) -> int:
+        """The part of the shortfall that the next allowance or pack starts with as used."""
+        if self.withdrawn:
+            return 0
+        cut = max(0, self.spent - self.gross)
+        return self.shortfall if self.clawback == "owed" else cut
+
+    def lapsed(self, now: datetime) -> bool:
+        """Say whether it has expired at *now*."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+@dataclass(slots=True, eq=False)
+class Carry:
+    """Credits used on `source` beyond its worth, counted as used on `target`."""
+
+    source: Lot
+    target: Lot
+    amount: int
+    debt: bool = False
+
+
+@dataclass(slots=True)
+class Posting:
+    """An entry that the ledger is to write."""
+
+    type: EntryType
+    amount: int
+    lot: Lot
+    occurred_at: datetime
+
+
+@dataclass(slots=True)
+class Draw:
+    """A stretch of spending that one grant paid, between two balances."""
+
+    lot: Lot
+    credits: int
+    balance_from: int
+    balance_to: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Book:
+    """One account's lots and carries, with the postings made since it was opened."""
+
+    lots: list[Lot]
+    carries: list[Carry] = field(default_factory=list)
+    postings: list[Posting] = field(default_factory=list)
+
+    def live(self, now: datetime) -> list[Lot]:
+        """Return grants with credits left, in spending order."""
+        left = [lot for lot in self.lots if lot.remaining > 0 and not lot.lapsed(now)]
+        return sorted(left, key=spending_order)
+
+    def outstanding(self, lot: Lot, *, debt: bool) -> int:
+        """Return what *lot* still owes after what was carried to later grants."""
+        carried = sum(c.amount for c in self.carries if c.source is lot and c.debt == debt)
+        return (lot.debt if debt else lot.owed) - carried
+
+    @property
+    def owed(self) -> int:
+        """Credits that the user's next allowance or pack will start with as used."""
+        return sum(max(0, self.outstanding(lot, debt=False)) for lot in self.lots)
+
+
+def spending_order(lot: Lot) -> tuple[datetime, int, datetime, str]:
+    """Return the key by which grants are spent: soonest to expire first (§5.1)."""
+    return (lot.expires_at or _NEVER, _ORDER[lot.source], lot.effective_at, lot.key)
+
+
+def spread(lots: Iterable[Lot], credits: int, balance: int) -> list[Draw]:
+    """Spend *credits* over grants in spending order, from *balance* downwards; leaves holds alone."""
+    draws: list[Draw] = []
+    left = credits
+    for lot in sorted(lots, key=spending_order):
+        take = min(left, lot.remaining - lot.held)
+        if take <= 0:
+            continue
+        draws.append(Draw(lot, take, balance, balance - take))
+        lot.used += take
+        lot.remaining -= take
+        balance -= take
+        left -= take
+    if left:
+        raise AssertionError(f"{left} credits were spent that no grant holds")
+    return draws
+
+
+def reserve(lots: Iterable[Lot], credits: int) -> list[tuple[Lot, int]]:
+    """Hold *credits* on the grants next in spending order (§5.7)."""
+    parts: list[tuple[Lot, int]] = []
+    left = credits
+    for lot in sorted(lots, key=spending_order):
+        take = min(left, lot.remaining - lot.held)
+        if take > 0:
+            lot.held += take
+            left -= take
+            parts.append((lot, take))
+    return parts
+
+
+def advance(
+    book: Book, desired: Sequence[Desired], now: datetime, as_of: datetime
+) -> list[Posting]:
+    """Bring *book* to what *desired* asks for at *now*; return what had to be posted, in order.
+
+    `as_of` is when the news counts that changes an existing grant (docs/rules.md §2).
+    """
+    before = len(book.postings)
+    changed = _update(book, desired)
+    fresh = _create(book, desired)
+    for lot in sorted(book.lots, key=lambda lot: (lot.effective_at, lot.source != "rollover")):
+        if lot.rollover is not None:
+            lot.gross = _carried_over(book, lot, now)
+    for _ in range(len(book.lots) + 1):
+        if not _give_back(book):
+            break
+    for lot in sorted(fresh, key=lambda lot: (lot.effective_at, lot.key)):
+        _charge(book, lot)
+    for lot in book.lots:
+        if lot.continues and lot.source == "allowance":
+            _continue(book, lot)
+    for lot in book.lots:
+        _post(book, lot, lot in fresh, changed.get(id(lot), 0), now, as_of)
+    book.lots = [lot for lot in book.lots if lot.id is not None or lot.gross or lot.spent]
+    posted = book.postings[before:]
+    rank = {"grant": 0}
+    posted.sort(key=lambda p: (p.occurred_at, rank.get(p.type, 1), p.lot.effective_at))
+    book.postings[before:] = posted
+    return posted
+
+
+def _update(book: Book, desired: Sequence[Desired]) -> dict[int, int]:
+    """Set worth and expiry of the grants that exist; return how much more refunds took of each."""
+    wanted = {grant.key: grant for grant in desired}
+    clawed: dict[int, int] = {}
+    for lot in book.lots:
+        if lot.source == "manual" or lot.cause_kind == "account":
+            continue
+        grant = wanted.get(lot.key)
+        if grant is None:
+            lot.withdrawn = True
+            continue
+        clawed[id(lot)] = max(0, grant.clawed - lot.clawed)
+        lot.withdrawn = False
+        lot.plan = grant.plan
+        lot.clawed = grant.clawed
+        lot.expires_at = grant.expires_at
+        lot.continues = grant.continues
+        lot.rollover = grant.rollover
+        lot.period_end = grant.period_end
+        if grant.rollover is None:
+            lot.gross = grant.gross
+    return clawed
+
+
+def _create(book: Book, desired: Sequence[Desired]) -> list[Lot]:
+    known = {lot.key for lot in book.lots}
+    fresh = [lot for lot in book.lots if lot.id is None and not lot.remaining]
+    for grant in desired:
+        if grant.key in known or (grant.gross <= 0 and grant.rollover is None):
+            continue
+        lot = Lot(
+            key=grant.key,
+            source=grant.source,
+            plan=grant.plan,
+            gross=grant.gross,
+            clawed=grant.clawed,
+            effective_at=grant.effective_at,
+            expires_at=grant.expires_at,
+            clawback=grant.clawback,
+            continues=grant.continues,
+            rollover=grant.rollover,
+            cause_kind=grant.cause_kind,
+            cause_id=grant.cause_id,
+            period_start=grant.period_start,
+            period_end=grant.period_end,
+        )
+        book.lots.append(lot)
+        fresh.append(lot)
+    return fresh
+
+
+def _carried_over(book: Book, lot: Lot, now: datetime) -> int:
+    """Return what a rollover grant is worth: the rest of its sources, up to the cap (§4.4)."""
+    if lot.rollover is None:
+        return lot.gross
+    rest = sum(
+        max(0, source.worth - source.spent - source.held)
+        for source in book.lots
+        if source.key in lot.rollover.sources and source.lapsed(now) and not source.withdrawn
+    )
+    return rest if lot.rollover.cap is None else min(rest, lot.rollover.cap)
+
+
+def _give_back(book: Book) -> bool:
+    """Return carries that are no longer owed, the latest first; say whether anything moved."""
+    moved = False
+    for carry in reversed(book.carries):
+        excess = min(carry.amount, -book.outstanding(carry.source, debt=carry.debt))
+        if excess > 0:
+            _move(carry, -excess)
+            moved = True
+    book.carries = [carry for carry in book.carries if carry.amount]
+    return moved
+
+
+def _charge(book: Book, lot: Lot) -> None:
+    """Let a newly posted grant start with what earlier ones owe, as far as it reaches (§2, owed)."""
+    for debtor in sorted(book.lots, key=lambda other: (other.effective_at, other.key)):
+        if debtor is lot:
+            continue
+        for debt in (False, True):
+            if not debt and lot.source not in _CHARGEABLE:
+                continue
+            due = min(book.outstanding(debtor, debt=debt), lot.worth - lot.spent)
+            if due > 0:
+                _move_new(book, debtor, lot, due, debt=debt)
+
+
+def _continue(book: Book, lot: Lot) -> None:
+    """Charge a continuing grant with what the grant that it cuts off used too much (§4.5)."""
+    before = [
+        other
+        for other in book.lots
+        if other.source == "allowance"
+        and other.cause_id == lot.cause_id
+        and other.effective_at < lot.effective_at
+    ]
+    if before:
+        cut_off = max(before, key=lambda other: other.effective_at)
+        due = book.outstanding(cut_off, debt=False)
+        if due > 0:
+            _move_new(book, cut_off, lot, due, debt=False)
+
+
+def _move_new(book: Book, source: Lot, target: Lot, amount: int, *, debt: bool) -> None:
+    for carry in book.carries:
+        if carry.source is source and carry.target is target and carry.debt == debt:
+            break
+    else:
+        carry = Carry(source, target, 0, debt)
+        book.carries.append(carry)
+    _move(carry, amount)
+
+
+def _move(carry: Carry, amount: int) -> None:
+    carry.amount += amount
+    carry.target.carried_in += amount
+    if carry.debt:
+        carry.source.remaining += amount
+        carry.target.remaining -= amount
+
+
+def _post(
+    book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, as_of: datetime
+) -> None:
+    """Post the difference between what *lot* holds and what it should hold."""
+    debt = max(0, book.outstanding(lot, debt=True))
+    whole = 0 if lot.withdrawn else max(0, lot.worth - lot.spent)
+    over = lot.lapsed(now)
+
+    def post(kind: EntryType, amount: int, at: datetime) -> None:
+        if amount:
+            lot.remaining += amount
+            book.postings.append(Posting(kind, amount, lot, at))
+
+    end = lot.expires_at or now
+    if fresh:
+        start = max(0, lot.gross - lot.spent) - lot.remaining
+        post("grant", start, lot.effective_at)
+        post("clawback", max(whole, 0) - lot.remaining, as_of)
+        if over:
+            post("expire", -lot.remaining, end)
+    elif over and lot.expired:
+        target = lot.held - debt
+        down = target - lot.remaining
+        post("expire" if down < 0 else "adjust", down, max(end, as_of))
+    else:
+        target = max(lot.held, whole) - debt
+        delta = target - lot.remaining
+        if over and not lot.expired and delta > 0 and not lot.held:
+            delta = 0
+        if delta < 0:
+            claw = min(-delta, newly_clawed)
+            unexplained = not newly_clawed and lot.clawed > 0 and not lot.withdrawn
+            claw = -delta if unexplained else claw
+            post("clawback", -claw, as_of)
+            post("adjust", delta + claw, as_of)
+        else:
+            post("adjust", delta, as_of)
+        if over:
+            post("expire", lot.held - debt - lot.remaining, end)
+    lot.expired = over
