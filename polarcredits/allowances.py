@@ -98,7 +98,9 @@ class SubscriptionGrants:
         terms = self._terms(period)
         if terms is None or terms.interval == "lifetime":
             return None
-        inner = [cell.start for cell in self._cells(period) if now < cell.start < self._end(position)]
+        inner = [
+            cell.start for cell in self._cells(period) if now < cell.start < self._end(position)
+        ]
         if inner and period.start in self.confirmed:
             return inner[0]
         return period.end if self.subscription.goes_on and period.end > now else None
@@ -131,7 +133,9 @@ class SubscriptionGrants:
     def _cells(self, period: BillingPeriod) -> list[_Cell]:
         """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5)."""
         known = [
-            terms for v in period.versions if (terms := self._terms(period, v.product_id)) is not None
+            terms
+            for v in period.versions
+            if (terms := self._terms(period, v.product_id)) is not None
         ]
         if not known:
             return []
@@ -139,7 +143,9 @@ class SubscriptionGrants:
         cells = []
         for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
             heard = [v for v in period.versions if v.as_of < end]
-            levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
+            levels = [v for v in heard if v.as_of <= start][-1:] + [
+                v for v in heard if v.as_of > start
+            ]
             levels = levels or list(period.versions[:1])
             worth, plan = self._worth(period, levels, start, end, interval)
             cells.append(_Cell(index, start, end, plan or known[0].name, worth))

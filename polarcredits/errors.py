@@ -44,9 +44,7 @@ class UnknownUser(NotFound):
     """No account has this user id."""
 
     def __init__(self, user: str) -> None:
-        super().__init__(
-            f"No user {user!r}. Add it with: polarcredits users add {user}", user=user
-        )
+        super().__init__(f"No user {user!r}. Add it with: polarcredits users add {user}", user=user)
         self.user = user
 
 
@@ -93,9 +91,7 @@ class AlreadyReversed(InvalidInput):
     code = "already_reversed"
 
     def __init__(self, transaction: str) -> None:
-        super().__init__(
-            f"Transaction {transaction} is reversed already.", transaction=transaction
-        )
+        super().__init__(f"Transaction {transaction} is reversed already.", transaction=transaction)
         self.transaction = transaction
 
 

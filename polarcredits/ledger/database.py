@@ -1,0 +1,129 @@
+"""The engine and its transactions: the one place that begins, commits, retries and names failures.
+
+SQLite: WAL, `synchronous=FULL` (acknowledged means on disk) and BEGIN IMMEDIATE for every write.
+PostgreSQL: READ COMMITTED with row locks for writes, one snapshot for a read.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.engine import make_url
+
+from polarcredits.errors import DatabaseBusy, DatabaseError
+
+T = TypeVar("T")
+BUSY_SECONDS = 10.0
+_RETRIES = 8
+_AGAIN = frozenset({"40001", "40P01", "23505"})
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of a SQLite *url*, None for PostgreSQL."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    return Path(parsed.database or "polarcredits.db")
+
+
+def make_engine(url: str) -> Engine:
+    """Return an engine for `sqlite:///…` or `postgresql://…`, set up as this module promises."""
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError:
+        raise DatabaseError(
+            "The database URL cannot be read; see POLARCREDITS_DATABASE_URL."
+        ) from None
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True, pool_size=8)
+    engine = create_engine(
+        parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
+
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    def begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    event.listen(engine, "connect", configure)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+class Database:
+    """A database and the two ways to use it: `write` and `read`."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = make_engine(url)
+        self.sqlite = self.engine.dialect.name == "sqlite"
+        writing = {"sqlite_begin": "IMMEDIATE"} if self.sqlite else {}
+        reading = (
+            {}
+            if self.sqlite
+            else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        )
+        self.writer = self.engine.execution_options(**writing)
+        self._reader = self.engine.execution_options(**reading)
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* in one transaction and commit it; what lost a race is run again, whole."""
+        for attempt in range(_RETRIES):
+            try:
+                with failures(), self.writer.begin() as connection:
+                    return work(connection)
+            except exc.DBAPIError as error:
+                if attempt + 1 == _RETRIES:
+                    raise DatabaseBusy("The database is too busy; try again.") from error
+        raise DatabaseBusy("The database is too busy; try again.")
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* on one snapshot of the database; nothing is written."""
+        with failures(), self._reader.connect() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn what a driver raises into our errors; what may succeed if run again passes through."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in _AGAIN:
+            raise
+        raise named(error) from error
+    except exc.TimeoutError as error:
+        raise DatabaseBusy("No database connection became free in time; try again.") from error
+
+
+def named(error: exc.DBAPIError) -> DatabaseError:
+    """Return our error for a driver's."""
+    text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown failure"
+    if "database is locked" in text or "lock timeout" in text:
+        return DatabaseBusy("The database is locked by another writer; try again.")
+    if "no such table" in text or "does not exist" in text and "relation" in text:
+        return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
+    return DatabaseError(f"The database refused: {text}")
+
+
+def private_file(path: Path) -> None:
+    """Make an empty file that only its owner can read."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise DatabaseError(f"Cannot make the database {path}: {error.strerror}.") from error

@@ -1,0 +1,119 @@
+"""Migrations: where they are, what the database has, and bringing it up to date."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.database import Database, failures, private_file, sqlite_path
+
+HEAD = "0001"
+"""The newest migration; a test holds it to what Alembic finds."""
+
+
+def migrations_directory() -> Path:
+    """Return the migrations of the checkout, else those shipped in the wheel."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "migrations"
+    return checkout if (checkout / "env.py").is_file() else package / "migrations"
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision that the database is at, None for an empty one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def check(connection: Connection) -> None:
+    """Raise DatabaseError unless the database is at HEAD."""
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and revision > HEAD:
+        raise DatabaseError(
+            f"The database is at {revision}, newer than this polarcredits knows ({HEAD}). "
+            "Install a newer version."
+        )
+    raise DatabaseError(
+        f"The database is at {revision or 'nothing'}, behind {HEAD}. Run: polarcredits db upgrade"
+    )
+
+
+def upgrade(database: Database) -> None:
+    """Bring the database to HEAD in one transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
+    with failures(), database.writer.begin() as connection:
+        if not database.sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(712905)"))
+        revision = current(connection)
+        if revision is not None and revision > HEAD:
+            check(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def make_if_absent(url: str) -> None:
+    """Make and migrate a SQLite database that does not exist yet; whoever is first wins, whole."""
+    path = sqlite_path(url)
+    if path is None or path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    private_file(draft)
+    try:
+        fresh = Database(f"sqlite:///{draft}")
+        try:
+            upgrade(fresh)
+            with fresh.engine.connect() as connection:
+                raw = connection.connection.driver_connection
+                if isinstance(raw, sqlite3.Connection):
+                    raw.execute("ROLLBACK") if raw.in_transaction else None
+                    raw.execute("PRAGMA journal_mode=WAL")
+        finally:
+            fresh.close()
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise DatabaseError(f"Cannot make the database {path}: {error.strerror}.") from error
+    finally:
+        for leftover in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
+            leftover.unlink(missing_ok=True)
+
+
+def open_database(url: str) -> Database:
+    """Return the database behind *url*, made first if it is SQLite and absent; never out of date."""
+    make_if_absent(url)
+    database = Database(url)
+    try:
+        database.read(check)
+    except DatabaseError:
+        database.close()
+        raise
+    return database
+
+
+def backup(database: Database, target: Path) -> None:
+    """Copy a SQLite database into *target* while it is in use."""
+    if not database.sqlite:
+        raise DatabaseError("This is PostgreSQL: make a backup with pg_dump.")
+    if target.exists():
+        raise DatabaseError(f"{target} exists already; name another file.")
+    private_file(target)
+    with failures(), database.engine.connect() as connection:
+        source = connection.connection.driver_connection
+        copy = sqlite3.connect(target)
+        try:
+            if isinstance(source, sqlite3.Connection):
+                source.backup(copy)
+        finally:
+            copy.close()
