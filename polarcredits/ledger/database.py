@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
@@ -127,3 +129,17 @@ def private_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise DatabaseError(f"Cannot make the database {path}: {error.strerror}.") from error
+
+
+def insert_once(connection: Connection, table: Table, **values: object) -> bool:
+    """Insert a row unless its key is there; say whether it was new. Never aborts a transaction."""
+    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
+    statement = dialect.insert(table).values(values).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount > 0
+
+
+def upsert(connection: Connection, table: Table, key: dict[str, object], **values: object) -> None:
+    """Insert or update the row of *key*; columns that are not given stay."""
+    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
+    statement = dialect.insert(table).values({**key, **values})
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
