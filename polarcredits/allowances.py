@@ -74,6 +74,7 @@ class SubscriptionGrants:
                 if ready > now:
                     continue
             self.confirmed.add(period.start)
+            book.confirmed.add(self._subject(period))
 
     def grants(self) -> list[Desired]:
         """Return its trial, allowances, rollovers and lifetime grants, begun or yet to begin."""
@@ -110,8 +111,10 @@ class SubscriptionGrants:
             if not period.versions:
                 return None
             product_id = period.versions[-1].product_id
-        subject = f"period:{self.subscription.latest.id}:{format_time(period.start)}"
-        return self.book.plan(subject, product_id)
+        return self.book.plan(self._subject(period), product_id)
+
+    def _subject(self, period: BillingPeriod) -> str:
+        return f"period:{self.subscription.latest.id}:{format_time(period.start)}"
 
     def _grace(self, period: BillingPeriod) -> timedelta:
         terms = self._terms(period)
@@ -298,6 +301,7 @@ class SubscriptionGrants:
         terms = self._terms(trialing[0]) if trialing else None
         if terms is None or not terms.trial_credits:
             return []
+        self.book.confirmed.add(self._subject(trialing[0]))
         ends = [latest.trial_end, *sorted(self.confirmed)[:1]]
         if self.subscription.ends:
             ends.append(self.subscription.ends)

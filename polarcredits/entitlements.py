@@ -90,7 +90,9 @@ def _packs(facts: AccountFacts, book: TermsBook) -> Iterable[Desired]:
             continue
         if order.total_cents == 0 and not order.discounted:
             continue
-        terms = book.pack(f"order:{order.id}", order.product_id)
+        subject = f"order:{order.id}"
+        book.confirmed.add(subject)
+        terms = book.pack(subject, order.product_id)
         if terms is None:
             continue
         gross = terms.credits * order.quantity

@@ -64,7 +64,14 @@ class TermsBook:
     def __init__(self, written: Mapping[tuple[str, str], Terms], catalog: Catalog) -> None:
         self._written = written
         self._catalog = catalog
-        self.new: dict[tuple[str, str], Terms] = {}
+        self._new: dict[tuple[str, str], Terms] = {}
+        self.confirmed: set[str] = set()
+        """Subjects whose terms are to be written down, being confirmed."""
+
+    @property
+    def new(self) -> dict[tuple[str, str], Terms]:
+        """Return the terms that confirmed periods and orders used for the first time."""
+        return {key: terms for key, terms in self._new.items() if key[0] in self.confirmed}
 
     def plan(self, subject: str, product_id: str) -> Terms | None:
         """Return the terms of a plan's product for *subject*, remembering new ones."""
@@ -80,9 +87,9 @@ class TermsBook:
 
     def _find(self, subject: str, product_id: str, offer: Plan | Pack | None) -> Terms | None:
         key = (subject, product_id)
-        found = self._written.get(key) or self.new.get(key)
+        found = self._written.get(key) or self._new.get(key)
         if found is None and offer is not None:
-            found = self.new[key] = self._terms(offer)
+            found = self._new[key] = self._terms(offer)
         return found
 
     def _terms(self, offer: Plan | Pack) -> Terms:

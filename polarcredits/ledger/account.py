@@ -83,6 +83,7 @@ class LoadedAccount:
     last_occurred_at: int
     book: Book
     holds: list[OpenHold]
+    closed_holds: list[tuple[str, str]] = field(default_factory=list)
     _draws: list[tuple[int, int, Draw]] = field(default_factory=list)
     _entries: list[tuple[dict[str, Any], Lot | None]] = field(default_factory=list)
     _known_carries: set[tuple[int, int, bool]] = field(default_factory=set)
@@ -130,6 +131,14 @@ class LoadedAccount:
     def record_draws(self, draws: list[Draw], first: int, last: int) -> None:
         """Remember which grants paid the entries from *first* to *last*."""
         self._draws += [(first, last, draw) for draw in draws]
+
+    def close_hold(self, hold: OpenHold, status: str) -> None:
+        """Free a hold's credits; the grants below it are settled by the next reconcile."""
+        for lot, credits in hold.parts:
+            lot.held -= credits
+        self.held -= hold.amount
+        self.holds.remove(hold)
+        self.closed_holds.append((hold.id, status))
 
     def save(self, connection: Connection, call: Call) -> None:
         """Write everything that changed."""
