@@ -253,6 +253,7 @@ def upgrade():
         "holds",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("account_id", INT, nullable=False),
+        sa.Column("key_account", INT, nullable=False),
         sa.Column("amount", INT, nullable=False),
         sa.Column("captured", INT, nullable=False, server_default="0"),
         sa.Column("status", sa.Text(), nullable=False),
@@ -271,7 +272,7 @@ def upgrade():
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_holds_account_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_holds")),
         sa.UniqueConstraint(
-            "account_id", "idempotency_key", name=op.f("uq_holds_account_id_idempotency_key")
+            "key_account", "idempotency_key", name=op.f("uq_holds_key_account_idempotency_key")
         ),
         sqlite_strict=True,
     )

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from polarcredits.credits import Book, Carry, Draw, EntryType, Lot, spread
-from polarcredits.errors import UnknownUser
 from polarcredits.ledger import tables as t
 from polarcredits.periods import from_micros, to_micros
 
@@ -190,15 +189,6 @@ class LoadedAccount:
         )
         self._draws.clear()
         self._entries.clear()
-
-
-def account_id(connection: Connection, user: str) -> int:
-    """Return the id of the account that answers for *user*, or raise UnknownUser."""
-    a = t.accounts.c
-    row = connection.execute(select(a.id, a.alias_of).where(a.user_id == user)).first()
-    if row is None:
-        raise UnknownUser(user)
-    return int(row.alias_of or row.id)
 
 
 def load(connection: Connection, account: int, *, lock: bool) -> LoadedAccount:

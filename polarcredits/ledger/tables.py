@@ -167,13 +167,14 @@ class Hold(SQLModel, table=True):
 
     __tablename__ = "holds"
     __table_args__ = (
-        Unique("account_id", "idempotency_key"),
+        Unique("key_account", "idempotency_key"),
         CheckConstraint("status IN ('open','captured','released','lapsed')", name="status"),
         Index("ix_holds_open", "account_id", "status"),
         _STRICT,
     )
     id: str = _text(key=True)
     account_id: int = _int(to="accounts.id")
+    key_account: int = _int()
     amount: int = _int()
     captured: int = _int(default=0)
     status: str = _text()

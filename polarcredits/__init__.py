@@ -1,0 +1,66 @@
+"""polarcredits: an immutable credit ledger in step with Polar.
+
+>>> from polarcredits import open_ledger
+>>> ledger = open_ledger()
+>>> ledger.deduct("alice", operation="render", idempotency_key="req-1")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polarcredits.errors import (
+    AccountClosed,
+    AlreadyReversed,
+    ConfigError,
+    DatabaseBusy,
+    DatabaseError,
+    HoldClosed,
+    InsufficientCredits,
+    InvalidInput,
+    KeyReused,
+    NotFound,
+    PolarCreditsError,
+    UnknownUser,
+)
+
+if TYPE_CHECKING:
+    from polarcredits.ledger.ledger import Ledger
+
+__version__ = "0.1.0"
+__all__ = [
+    "AccountClosed",
+    "AlreadyReversed",
+    "ConfigError",
+    "DatabaseBusy",
+    "DatabaseError",
+    "HoldClosed",
+    "InsufficientCredits",
+    "InvalidInput",
+    "KeyReused",
+    "Ledger",
+    "NotFound",
+    "PolarCreditsError",
+    "UnknownUser",
+    "open_ledger",
+]
+
+
+def open_ledger(url: str | None = None) -> Ledger:
+    """Open the ledger of *url*, else of the settings that the command line uses.
+
+    A SQLite database that does not exist yet is made. Raises ConfigError or DatabaseError.
+    """
+    from polarcredits.ledger.ledger import Ledger
+    from polarcredits.settings import load_settings
+
+    settings = load_settings(database=url)
+    return Ledger(settings.database_url, settings.catalog)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ledger":
+        from polarcredits.ledger.ledger import Ledger
+
+        return Ledger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m polarcredits`."""
+
+from polarcredits.cli import main
+
+main()
