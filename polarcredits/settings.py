@@ -1,0 +1,148 @@
+"""Settings: environment, `.env` and `polarcredits.toml` become one frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from polarcredits.errors import ConfigError
+from polarcredits.plans import Catalog, parse_catalog
+
+FILE = "polarcredits.toml"
+ENVIRONMENTS = ("sandbox", "production")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A value that no repr, log or traceback shows."""
+
+    _value: str
+
+    def reveal(self) -> str:
+        """Return the secret itself, for the one call that needs it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be configured."""
+
+    access_token: Secret | None
+    webhook_secrets: tuple[Secret, ...]
+    pro_product_id: str | None
+    environment: str
+    base_url: str | None
+    database_url: str
+    secret_key: Secret | None
+    public_url: str | None
+    catalog: Catalog
+    config_path: Path | None
+
+
+def load_settings(
+    *,
+    config: Path | None = None,
+    database: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Settings:
+    """Read the settings; ConfigError names what is wrong and where it was looked for."""
+    here = cwd or Path.cwd()
+    real = os.environ if environ is None else environ
+    path = _config_path(config, real.get("POLARCREDITS_CONFIG"), here)
+    values = {**_dotenv(here, path), **{key: text for key, text in real.items() if text.strip()}}
+    if path is None and values.get("POLARCREDITS_CONFIG"):
+        path = _config_path(None, values["POLARCREDITS_CONFIG"], here)
+
+    def value(name: str) -> str | None:
+        return values.get(name, "").strip() or None
+
+    def secret(name: str) -> Secret | None:
+        text = value(name)
+        return Secret(text) if text else None
+
+    environment = value("POLAR_ENVIRONMENT") or "sandbox"
+    if environment not in ENVIRONMENTS:
+        raise ConfigError(
+            f"POLAR_ENVIRONMENT is {environment!r}; it must be sandbox or production.",
+            setting="POLAR_ENVIRONMENT",
+        )
+    product = value("POLAR_PRO_PRODUCT_ID")
+    secrets = (value("POLAR_WEBHOOK_SECRET") or "").split(",")
+    return Settings(
+        access_token=secret("POLAR_ACCESS_TOKEN"),
+        webhook_secrets=tuple(Secret(text.strip()) for text in secrets if text.strip()),
+        pro_product_id=product,
+        environment=environment,
+        base_url=value("POLAR_BASE_URL"),
+        database_url=_database_url(database or value("POLARCREDITS_DATABASE_URL")),
+        secret_key=secret("POLARCREDITS_SECRET_KEY"),
+        public_url=value("POLARCREDITS_PUBLIC_URL"),
+        catalog=parse_catalog(
+            _text(path) if path else None,
+            pro_product_id=product,
+            where=str(path) if path else FILE,
+        ),
+        config_path=path,
+    )
+
+
+def _config_path(option: Path | None, variable: str | None, here: Path) -> Path | None:
+    for named, origin in ((option, "--config"), (variable, "POLARCREDITS_CONFIG")):
+        if named:
+            path = Path(named)
+            if not path.exists():
+                raise ConfigError(f"{origin}: there is no file {path}.", setting=origin)
+            return path
+    if (here / FILE).exists():
+        return here / FILE
+    import platformdirs
+
+    own = Path(platformdirs.user_config_dir("polarcredits")) / FILE
+    return own if own.exists() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text.", path=str(path)) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", path=str(path)) from error
+
+
+def _dotenv(here: Path, config: Path | None) -> dict[str, str]:
+    for folder in (here, config.parent if config else here):
+        if (folder / ".env").is_file():
+            from dotenv import dotenv_values
+
+            try:
+                found = dotenv_values(folder / ".env")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{folder / '.env'} cannot be read: {error}") from error
+            return {key: text for key, text in found.items() if text}
+    return {}
+
+
+def _database_url(given: str | None) -> str:
+    if given is None:
+        import platformdirs
+
+        folder = Path(platformdirs.user_data_dir("polarcredits"))
+        return f"sqlite:///{folder / 'polarcredits.db'}"
+    if given.startswith("postgres://"):
+        given = "postgresql://" + given.removeprefix("postgres://")
+    memory = given in ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+    if given.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")) and not memory:
+        return given
+    scheme = given.split(":", 1)[0] if "://" in given else "no scheme"
+    raise ConfigError(
+        f"The database URL ({scheme}) must begin with sqlite:///FILE or postgresql://; "
+        "it is taken from --database or POLARCREDITS_DATABASE_URL.",
+        setting="POLARCREDITS_DATABASE_URL",
+    )
