@@ -1,0 +1,139 @@
+"""The stored events, and the one transaction that stores and applies one (docs/rules.md §8.2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, update
+
+from polarcredits.facts import Fact
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import Call, micros, moment
+from polarcredits.ledger.database import insert_once
+from polarcredits.ledger.ingest import apply_facts, stamp
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.periods import from_micros, to_micros
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """A stored event."""
+
+    id: str
+    type: str | None
+    status: str
+    attempts: int
+    error: str | None
+    user: str | None
+    occurred_at: datetime | None
+    received_at: datetime
+    raw: bytes
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The event's body."""
+        loaded = json.loads(self.raw)
+        return loaded if isinstance(loaded, dict) else {}
+
+
+class EventStore:
+    """Reads and writes the inbox."""
+
+    def __init__(self, ledger: Ledger, environment: str) -> None:
+        self._ledger = ledger
+        self._database = ledger.database
+        self._environment = environment
+
+    def find(self, id: str) -> EventRow | None:
+        """Return a stored event."""
+
+        def work(connection: Connection) -> EventRow | None:
+            row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
+            return _event(row) if row else None
+
+        return self._database.read(work)
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        type: str | None = None,
+        user: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 50,
+    ) -> list[EventRow]:
+        """Return stored events, newest first."""
+        e = t.events.c
+        query = select(t.events).order_by(e.received_at.desc(), e.id)
+        for column, value in ((e.status, status), (e.type, type), (e.user_id, user)):
+            if value is not None:
+                query = query.where(column == value)
+        if since is not None:
+            query = query.where(e.received_at >= to_micros(since))
+        if until is not None:
+            query = query.where(e.received_at < to_micros(until))
+        query = query.limit(limit)
+        return self._database.read(lambda c: [_event(row) for row in c.execute(query)])
+
+    def apply(
+        self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool, dry_run: bool
+    ) -> str | None:
+        """Store and apply in one transaction; None if another process had stored it, "" for no user."""
+        call = Call(now=now, wall=datetime.now(UTC), actor=f"webhook:{row.id}", event=row.id)
+
+        def work(connection: Connection) -> str | None:
+            if new and not insert_once(connection, t.events, **_values(row)):
+                return None
+            stamp(connection, self._environment)
+            user = None
+            if facts and row.occurred_at is not None:
+                user = apply_facts(connection, self._ledger.catalog, facts, call, row.occurred_at)
+            e = t.events.c
+            values = {**_values(row), "user_id": user}
+            connection.execute(update(t.events).where(e.id == row.id).values(values))
+            return user or ""
+
+        return self._ledger.in_transaction(work, dry_run=dry_run)
+
+    def keep(self, row: EventRow, *, new: bool) -> None:
+        """Keep an event that could not be applied, with its error."""
+
+        def work(connection: Connection) -> None:
+            if not (new and insert_once(connection, t.events, **_values(row))):
+                e = t.events.c
+                connection.execute(update(t.events).where(e.id == row.id).values(_values(row)))
+
+        self._database.write(work)
+
+
+def _values(row: EventRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "type": row.type,
+        "status": row.status,
+        "attempts": row.attempts,
+        "error": row.error,
+        "user_id": row.user,
+        "occurred_at": micros(row.occurred_at),
+        "received_at": to_micros(row.received_at),
+        "raw": row.raw,
+    }
+
+
+def _event(row: Row[Any]) -> EventRow:
+    return EventRow(
+        id=row.id,
+        type=row.type,
+        status=row.status,
+        attempts=row.attempts,
+        error=row.error,
+        user=row.user_id,
+        occurred_at=moment(row.occurred_at),
+        received_at=from_micros(row.received_at),
+        raw=bytes(row.raw),
+    )

@@ -1,0 +1,159 @@
+"""The inbox: every verified event is stored once, raw, in the transaction that applies it (§8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from polarcredits.errors import DatabaseError, InvalidInput, NotFound, PolarCreditsError
+from polarcredits.ledger.events import EventRow, EventStore
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.webhooks.payloads import read_facts
+from polarcredits.webhooks.reading import BarePayload, Broken, Element
+from polarcredits.webhooks.signature import Delivery, SignatureRefused, read_time, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one element."""
+
+    id: str | None
+    type: str | None
+    status: str
+    """`applied`, `ignored`, `failed` or `refused`."""
+    duplicate: bool = False
+    user: str | None = None
+    error: str | None = None
+
+
+class Inbox:
+    """Takes deliveries into a ledger's database."""
+
+    def __init__(self, ledger: Ledger, *, environment: str, secrets: Sequence[str]) -> None:
+        self._ledger = ledger
+        self._environment = environment
+        self._secrets = secrets
+        self._store = EventStore(ledger, environment)
+
+    def ingest(
+        self,
+        element: Element,
+        *,
+        now: datetime,
+        unsigned: bool = False,
+        allow_triggered: bool = False,
+        dry_run: bool = False,
+    ) -> Outcome:
+        """Take one element of a file; a refused one changes nothing."""
+        if isinstance(element, Broken):
+            return _refused(f"{element.where}: {element.error}")
+        if isinstance(element, BarePayload):
+            if not unsigned:
+                return _refused(f"{element.where}: carries no signature; take it with --unsigned")
+            kind = element.payload.get("type")
+            return self.take(
+                Delivery(
+                    id=element.id,
+                    type=kind if isinstance(kind, str) and kind.strip() else None,
+                    timestamp=read_time(element.payload.get("timestamp")),
+                    raw=element.raw,
+                    payload=element.payload,
+                    sent_at=now,
+                ),
+                now=now,
+                dry_run=dry_run,
+            )
+        try:
+            delivery = verify(
+                element.raw,
+                element.headers,
+                self._secrets,
+                now=None,
+                allow_triggered=allow_triggered and self._environment == "sandbox",
+            )
+        except SignatureRefused as refusal:
+            return _refused(f"{element.where}: {refusal.message}", element.headers)
+        return self.take(delivery, now=now, dry_run=dry_run)
+
+    def take(self, delivery: Delivery, *, now: datetime, dry_run: bool = False) -> Outcome:
+        """Store and apply a verified delivery, once whatever the number of times it comes."""
+        known = self._store.find(delivery.id)
+        if known is not None:
+            return _duplicate(known)
+        row = EventRow(
+            id=delivery.id,
+            type=delivery.type,
+            status="applied",
+            attempts=1,
+            error=None,
+            user=None,
+            occurred_at=delivery.timestamp,
+            received_at=now,
+            raw=delivery.raw,
+        )
+        return self._apply(row, delivery.payload, now=now, dry_run=dry_run, new=True)
+
+    def again(self, row: EventRow, *, now: datetime, dry_run: bool = False) -> Outcome:
+        """Apply a stored event once more (`retry`, `replay`): what it says is known changes nothing."""
+        attempt = replace(row, attempts=row.attempts + 1)
+        return self._apply(attempt, row.payload, now=now, dry_run=dry_run, new=False)
+
+    def stored(self, id: str) -> EventRow:
+        """Return a stored event, or raise NotFound."""
+        row = self._store.find(id)
+        if row is None:
+            raise NotFound(f"No event {id!r}. See: polarcredits webhooks list", event=id)
+        return row
+
+    def list(self, **filters: Any) -> list[EventRow]:
+        """Return stored events, newest first."""
+        return self._store.list(**filters)
+
+    def _apply(
+        self, row: EventRow, payload: dict[str, Any], *, now: datetime, dry_run: bool, new: bool
+    ) -> Outcome:
+        try:
+            if row.type is None or row.occurred_at is None:
+                raise InvalidInput("the event has no usable type or timestamp")
+            facts = read_facts(row.type, payload.get("data"), row.occurred_at)
+            status = "applied" if facts else "ignored"
+            done = replace(row, status=status, error=None)
+            user = self._store.apply(done, facts, now=now, new=new, dry_run=dry_run)
+        except DatabaseError:
+            raise
+        except _APPLY_FAILURES as error:
+            message = error.message if isinstance(error, PolarCreditsError) else _told(error)
+            if isinstance(error, PolarCreditsError) and error.code == "config":
+                raise
+            failed = replace(row, status="failed", error=message)
+            if not dry_run:
+                self._store.keep(failed, new=new)
+            return Outcome(id=row.id, type=row.type, status="failed", error=message)
+        if user is None and status != "ignored":
+            return _duplicate(self.stored(row.id))
+        return Outcome(id=row.id, type=row.type, status=status, user=user or None)
+
+
+_APPLY_FAILURES = (PolarCreditsError, ArithmeticError, LookupError, ValueError, AssertionError)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _refused(message: str, headers: dict[str, str] | None = None) -> Outcome:
+    id = next((v for k, v in (headers or {}).items() if k.lower() == "webhook-id"), None)
+    return Outcome(id=id, type=None, status="refused", error=message)
+
+
+def _duplicate(row: EventRow) -> Outcome:
+    return Outcome(
+        id=row.id,
+        type=row.type,
+        status=row.status,
+        duplicate=True,
+        user=row.user,
+        error=row.error,
+    )
