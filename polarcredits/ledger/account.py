@@ -52,7 +52,7 @@ class Details:
     reverses: tuple[int, int] | None = None
 
 
-_NO_DETAILS = Details()
+NO_DETAILS = Details()
 
 
 def micros(time: datetime | None) -> int | None:
@@ -82,7 +82,7 @@ class LoadedAccount:
     last_occurred_at: int
     book: Book
     holds: list[OpenHold]
-    closed_holds: list[tuple[str, str]] = field(default_factory=list)
+    closed_holds: list[tuple[str, str, int]] = field(default_factory=list)
     _draws: list[tuple[int, int, Draw]] = field(default_factory=list)
     _entries: list[tuple[dict[str, Any], Lot | None]] = field(default_factory=list)
     _known_carries: set[tuple[int, int, bool]] = field(default_factory=set)
@@ -100,7 +100,7 @@ class LoadedAccount:
         *,
         lot: Lot | None = None,
         at: datetime | None = None,
-        details: Details = _NO_DETAILS,
+        details: Details = NO_DETAILS,
     ) -> dict[str, Any]:
         """Append an entry; ledger time never runs back."""
         occurred = max(to_micros(at or call.now), self.last_occurred_at)
@@ -113,6 +113,7 @@ class LoadedAccount:
             "type": kind,
             "amount": amount,
             "balance_after": self.balance,
+            "grant_id": None,
             "operation": details.operation,
             "reason": details.reason,
             "meta": details.meta,
@@ -127,17 +128,21 @@ class LoadedAccount:
         self._entries.append((row, lot))
         return row
 
+    def entry_of(self, lot: Lot, kind: EntryType) -> dict[str, Any]:
+        """Return the unsaved entry of *kind* on *lot*."""
+        return next(row for row, of in self._entries if of is lot and row["type"] == kind)
+
     def record_draws(self, draws: list[Draw], first: int, last: int) -> None:
         """Remember which grants paid the entries from *first* to *last*."""
         self._draws += [(first, last, draw) for draw in draws]
 
-    def close_hold(self, hold: OpenHold, status: str) -> None:
+    def close_hold(self, hold: OpenHold, status: str, captured: int = 0) -> None:
         """Free a hold's credits; the grants below it are settled by the next reconcile."""
         for lot, credits in hold.parts:
             lot.held -= credits
         self.held -= hold.amount
         self.holds.remove(hold)
-        self.closed_holds.append((hold.id, status))
+        self.closed_holds.append((hold.id, status, captured))
 
     def save(self, connection: Connection, call: Call) -> None:
         """Write everything that changed."""
@@ -158,7 +163,9 @@ class LoadedAccount:
                     balance_to=draw.balance_to,
                 )
             )
-        rows = [{**row, "grant_id": lot.id if lot else None} for row, lot in self._entries]
+        for row, lot in self._entries:
+            row["grant_id"] = lot.id if lot else None
+        rows = [row for row, _ in self._entries]
         if rows:
             connection.execute(insert(t.transactions), rows)
         if self.book.carries or self._known_carries:

@@ -78,12 +78,18 @@ class Database:
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Run *work* in one transaction and commit it; what lost a race is run again, whole."""
+    def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
+        """Run *work* in one transaction and commit it (a dry run is rolled back).
+
+        What lost a race is run again, whole. Raises DatabaseBusy or DatabaseError.
+        """
         for attempt in range(_RETRIES):
             try:
-                with failures(), self.writer.begin() as connection:
-                    return work(connection)
+                with failures(), self.writer.connect() as connection:
+                    transaction = connection.begin()
+                    result = work(connection)
+                    transaction.rollback() if dry_run else transaction.commit()
+                    return result
             except exc.DBAPIError as error:
                 if attempt + 1 == _RETRIES:
                     raise DatabaseBusy("The database is too busy; try again.") from error

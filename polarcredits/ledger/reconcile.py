@@ -6,16 +6,25 @@ Webhooks, replays, refill, reads and the slow path of a deduction all come throu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, select, update
 
-from polarcredits.credits import advance
+from polarcredits.credits import Lot, advance
 from polarcredits.entitlements import AccountFacts, Entitlements, entitlements
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import FOREVER, Call, LoadedAccount, load
+from polarcredits.ledger.account import (
+    FOREVER,
+    NO_DETAILS,
+    Call,
+    Details,
+    LoadedAccount,
+    load,
+)
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import account_facts, is_closed
 from polarcredits.periods import from_micros, to_micros
@@ -60,6 +69,7 @@ def true_at(
     call: Call,
     *,
     news: datetime | None = None,
+    details: Mapping[Lot, Details] = MappingProxyType({}),
 ) -> Settled:
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
     facts = account_facts(connection, loaded.user)
@@ -68,7 +78,15 @@ def true_at(
     postings = advance(loaded.book, entitled.desired, call.now, news or call.now)
     result = Settled(account=loaded, facts=facts, entitled=entitled)
     for posting in postings:
-        loaded.post(call, posting.type, posting.amount, lot=posting.lot, at=posting.occurred_at)
+        says = details.get(posting.lot, NO_DETAILS) if posting.type == "grant" else NO_DETAILS
+        loaded.post(
+            call,
+            posting.type,
+            posting.amount,
+            lot=posting.lot,
+            at=posting.occurred_at,
+            details=says,
+        )
         if posting.type == "grant":
             result.granted += 1
             result.credits_granted += posting.amount
@@ -85,9 +103,9 @@ def write(connection: Connection, settled: Settled, call: Call) -> None:
     """Save a settled account, its plan and the terms that were used for the first time."""
     account, entitled = settled.account, settled.entitled
     account.save(connection, call)
-    for hold, status in account.closed_holds:
-        h = t.holds.c
-        connection.execute(update(t.holds).where(h.id == hold).values(status=status))
+    for hold, status, captured in account.closed_holds:
+        ended = update(t.holds).where(t.holds.c.id == hold)
+        connection.execute(ended.values(status=status, captured=captured))
     account.closed_holds.clear()
     for (subject, product), terms in entitled.new_terms.items():
         insert_once(

@@ -1,0 +1,89 @@
+"""What callers may ask for: amounts, keys and metadata checked, and requests compared (§5.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from polarcredits.errors import AlreadyReversed, InvalidInput, KeyReused
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.values import transaction_id
+
+MOST_CREDITS = 2**53
+LONGEST_TEXT = 1000
+
+
+def check_amount(amount: object, what: str = "The amount") -> int:
+    """Return *amount* if it is a whole number of credits above 0, else raise InvalidInput."""
+    if type(amount) is not int or not 0 < amount <= MOST_CREDITS:
+        raise InvalidInput(f"{what} must be a whole number from 1 to 2^53, not {amount!r}.")
+    return amount
+
+
+def check_text(value: str | None, what: str) -> str | None:
+    """Return *value* if it can be stored and shown, else raise InvalidInput."""
+    if value is None:
+        return None
+    if not value.strip() or len(value) > LONGEST_TEXT or not value.isprintable():
+        raise InvalidInput(f"{what} must be 1 to {LONGEST_TEXT} printable characters.")
+    return value
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> str | None:
+    """Return metadata as it is stored."""
+    if not metadata:
+        return None
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str) or "\x00" in key + value:
+            raise InvalidInput("Metadata must be texts by name.")
+    stored = json.dumps(dict(metadata), sort_keys=True)
+    if len(stored) > 10_000:
+        raise InvalidInput("Metadata is longer than 10,000 characters.")
+    return stored
+
+
+def check_time(time: datetime | None, what: str) -> datetime | None:
+    """Return *time* in UTC; a naive one is refused."""
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise InvalidInput(f"{what} needs a time zone.")
+    return time.astimezone(UTC)
+
+
+def digest(**request: Any) -> str:
+    """Return what two requests with one key must have in common."""
+    body = json.dumps(request, sort_keys=True, default=str)
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def find_key(
+    connection: Connection, accounts: tuple[int, ...], key: str, request: str
+) -> Row[Any] | None:
+    """Return the entry or hold that used *key*; KeyReused if it asked for something else."""
+    tx, h = t.transactions.c, t.holds.c
+    for account in dict.fromkeys(accounts):
+        for table, owner in ((t.transactions, tx.account_id), (t.holds, h.key_account)):
+            query = select(table).where(owner == account, table.c.idempotency_key == key)
+            row = connection.execute(query).first()
+            if row is None:
+                continue
+            if row.request != request:
+                raise KeyReused(key)
+            return row
+    return None
+
+
+def refuse_if_reversed(connection: Connection, account: int, sequence: int) -> None:
+    """Raise AlreadyReversed if a deduction was given back."""
+    tx = t.transactions.c
+    query = select(tx.sequence).where(
+        tx.reverses_account == account, tx.reverses_sequence == sequence
+    )
+    if connection.execute(query).first() is not None:
+        raise AlreadyReversed(transaction_id(account, sequence))

@@ -1,0 +1,99 @@
+"""What the ledger gives back: plain values, the same for the library and the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from polarcredits.errors import NotFound
+from polarcredits.periods import from_micros
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Credits of a user; `available` is `balance` less `held`, `owed` what the next allowance starts with as used."""
+
+    balance: int
+    held: int
+    available: int
+    owed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """An entry of the ledger."""
+
+    id: str
+    user: str
+    type: str
+    amount: int
+    balance_after: int
+    grant_id: str | None
+    operation: str | None
+    reason: str | None
+    metadata: dict[str, str] | None
+    actor: str
+    idempotency_key: str | None
+    occurred_at: datetime
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The result of a grant, deduction, reversal or capture."""
+
+    transaction: Transaction
+    balance: int
+    available: int
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldState:
+    """A hold as it stands."""
+
+    id: str
+    user: str
+    amount: int
+    captured: int
+    status: str
+    expires_at: datetime
+    available: int
+    replayed: bool = False
+
+
+def transaction_id(account: int, sequence: int) -> str:
+    """Return the public id of an entry."""
+    return f"txn_{account}_{sequence}"
+
+
+def parse_transaction_id(id: str) -> tuple[int, int]:
+    """Return the account and sequence of a public id, or raise NotFound."""
+    parts = id.split("_")
+    if len(parts) == 3 and parts[0] == "txn" and all(
+        p.isascii() and p.isdecimal() and len(p) < 19 for p in parts[1:]
+    ):
+        return int(parts[1]), int(parts[2])
+    raise NotFound(f"No transaction {id!r}. See: polarcredits credits history USER", transaction=id)
+
+
+def transaction(row: Mapping[str, Any], user: str) -> Transaction:
+    """Return the value of a stored entry."""
+    return Transaction(
+        id=transaction_id(row["account_id"], row["sequence"]),
+        user=user,
+        type=row["type"],
+        amount=row["amount"],
+        balance_after=row["balance_after"],
+        grant_id=None if row.get("grant_id") is None else str(row["grant_id"]),
+        operation=row["operation"],
+        reason=row["reason"],
+        metadata=None if row["meta"] is None else json.loads(row["meta"]),
+        actor=row["actor"],
+        idempotency_key=row["idempotency_key"],
+        occurred_at=from_micros(row["occurred_at"]),
+        recorded_at=from_micros(row["recorded_at"]),
+    )
