@@ -80,6 +80,8 @@ class LoadedAccount:
     next_due_at: int
     closed: bool
     last_occurred_at: int
+    loaded_at: int
+    """The last entry's time when the account was loaded."""
     book: Book
     holds: list[OpenHold]
     closed_holds: list[tuple[str, str, int]] = field(default_factory=list)
@@ -237,6 +239,7 @@ def load(connection: Connection, account: int, *, lock: bool) -> LoadedAccount:
         next_due_at=row.next_due_at,
         closed=bool(row.closed),
         last_occurred_at=row.last_occurred_at,
+        loaded_at=row.last_occurred_at,
         book=Book(lots=list(lots.values()), carries=carries),
         holds=holds,
     )

@@ -82,6 +82,29 @@ def create(
     return True
 
 
+def add(
+    connection: Connection,
+    catalog: Catalog,
+    user: str,
+    call: Call,
+    *,
+    email: str | None,
+    name: str | None,
+) -> bool:
+    """Make an account, or update the e-mail and name of the one that is there (False)."""
+    if user.startswith(PLACEHOLDER):
+        raise InvalidInput(
+            f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers."
+        )
+    if create(connection, catalog, user, call, email=email, name=name):
+        return True
+    given = {key: value for key, value in (("email", email), ("name", name)) if value}
+    if given:
+        account = account_of(connection, user)
+        connection.execute(update(t.accounts).where(t.accounts.c.id == account).values(given))
+    return False
+
+
 def _lifetime(user: str, plan: str, credits: int, now: datetime) -> Lot:
     return Lot(
         key=f"lifetime:{user}:{plan}",
@@ -141,9 +164,7 @@ def adopt(
     loaded[source].next_due_at = FOREVER
     loaded[source].save(connection, call)
     connection.execute(
-        update(t.accounts)
-        .where((a.id == source) | (a.alias_of == source))
-        .values(alias_of=target)
+        update(t.accounts).where((a.id == source) | (a.alias_of == source)).values(alias_of=target)
     )
 
 
@@ -204,9 +225,7 @@ def _merge(
     source.holds, source.held, source.book.lots, source.book.carries = [], 0, [], []
 
 
-def _move(
-    source: LoadedAccount, target: LoadedAccount, lot: Lot, credits: int, call: Call
-) -> None:
+def _move(source: LoadedAccount, target: LoadedAccount, lot: Lot, credits: int, call: Call) -> None:
     target.book.lots.append(lot)
     if credits:
         source.post(call, "transfer", -credits, lot=lot)

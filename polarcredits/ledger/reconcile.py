@@ -151,9 +151,7 @@ def _terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, str],
         found.update({(r.subject, r.product_id): _TERMS.validate_json(r.terms) for r in rows})
     orders = [f"order:{p.latest.id}" for p in facts.payments if not p.latest.subscription_id]
     for at in range(0, len(orders), 500):
-        rows = connection.execute(
-            select(t.terms).where(c.subject.in_(orders[at : at + 500]))
-        )
+        rows = connection.execute(select(t.terms).where(c.subject.in_(orders[at : at + 500])))
         found.update({(r.subject, r.product_id): _TERMS.validate_json(r.terms) for r in rows})
     return found
 
@@ -177,4 +175,3 @@ def refill_due(
 def ledger_time(account: LoadedAccount, wall: datetime) -> datetime:
     """Return the instant at which a read without `at` looks: never before the last entry."""
     return max(wall, from_micros(account.last_occurred_at))
-

@@ -73,8 +73,10 @@ def transaction_id(account: int, sequence: int) -> str:
 def parse_transaction_id(id: str) -> tuple[int, int]:
     """Return the account and sequence of a public id, or raise NotFound."""
     parts = id.split("_")
-    if len(parts) == 3 and parts[0] == "txn" and all(
-        p.isascii() and p.isdecimal() and len(p) < 19 for p in parts[1:]
+    if (
+        len(parts) == 3
+        and parts[0] == "txn"
+        and all(p.isascii() and p.isdecimal() and len(p) < 19 for p in parts[1:])
     ):
         return int(parts[1]), int(parts[2])
     raise NotFound(f"No transaction {id!r}. See: polarcredits credits history USER", transaction=id)

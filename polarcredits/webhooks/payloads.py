@@ -1,9 +1,13 @@
-"""Tolerant readers: a payload's fields that we need become facts; anything else is let be (§8.3)."""
+"""What Polar's objects say, read tolerantly into facts (docs/rules.md §§1, 7.1, 8.3).
+
+A value of the wrong type, an unusable id and a garbled time count as absent, so that Polar may add,
+drop and rename what it likes; only an object that nothing could refer to is refused.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -19,205 +23,300 @@ from polarcredits.facts import (
     Snapshot,
     SubscriptionFact,
 )
-from polarcredits.webhooks.signature import read_time
+from polarcredits.periods import parse_time
+from polarcredits.webhooks.canonical import canonical_json
 
-_MOST = 2**53
-_CUSTOMER_TYPES = frozenset(
-    {"customer.created", "customer.updated", "customer.deleted", "customer.state_changed"}
+__all__ = [
+    "KNOWN_TYPES",
+    "PayloadError",
+    "canonical_json",
+    "read_facts",
+    "usable_id",
+    "usable_time",
+    "usable_user_id",
+]
+
+_LARGEST = 2**53
+_LONGEST_ID = 255
+_LONGEST_TEXT = 1000
+_YEARS = range(1971, 9000)
+
+KNOWN_TYPES = frozenset(
+    f"{noun}.{verb}"
+    for noun, verbs in {
+        "customer": "created updated deleted state_changed",
+        "subscription": "created updated active cycled canceled uncanceled revoked past_due paused"
+        " resumed migrated",
+        "order": "created updated paid refunded",
+        "refund": "created updated",
+    }.items()
+    for verb in verbs.split()
 )
+"""The types of event that say something about credits; every other one is ignored."""
 
 
 class PayloadError(InvalidInput):
-    """A payload of a known type that names no object."""
+    """An object of a known type lacks the id without which it can be no fact."""
 
 
-def canonical_json(value: object) -> str:
-    """Return *value* as JSON with sorted keys and no spaces, the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+def read_facts(type: str, data: object, as_of: datetime, *, delivered: bool = True) -> list[Fact]:
+    """Return what an event's *data* says: its own object first, then those inside it.
 
-
-def read_facts(type: str, data: object, as_of: datetime) -> list[Fact]:
-    """Return the facts in a payload, its own object's first; none for a type without effect.
-
-    Raises PayloadError where a known type's data names no object.
+    An ignored type says nothing. *delivered* is False for a row read from Polar's API.
     """
-    noun = type.partition(".")[0]
-    if noun not in ("subscription", "order", "refund") and type not in _CUSTOMER_TYPES:
+    if type not in KNOWN_TYPES:
         return []
-    if not isinstance(data, dict):
-        raise PayloadError(f"{type}: data is not an object")
-    if noun == "subscription":
-        return _with_customer(_subscription(data, as_of, type), data, as_of)
-    if noun == "order":
-        order = _order(data, as_of)
-        facts = _with_customer(order, data, as_of)
-        inner = data.get("subscription")
-        if isinstance(inner, dict) and _id(inner.get("id")):
-            whole = {"customer_id": order.customer_id, **inner}
-            facts.append(replace(_subscription(whole, as_of, "order"), embedded=True))
-        return facts
-    if noun == "refund":
-        return _refund(data, as_of)
-    return [_customer(data, as_of, embedded=False, deleted=type == "customer.deleted")]
+    if not isinstance(data, Mapping):
+        raise PayloadError(f"{type}: data is no object.", type=type)
+    noun = type.partition(".")[0]
+    try:
+        facts = list(_READERS[noun](data, as_of))
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"{type}: {error}.", type=type) from None
+    own = facts[0]
+    if type == "subscription.revoked" and isinstance(own, SubscriptionFact) and not own.ended_at:
+        past = own.ends_at is not None and own.ends_at <= as_of
+        facts[0] = replace(own, ended_at=own.ends_at if past else as_of)
+    if type == "customer.deleted" and isinstance(own, CustomerFact) and not own.deleted_at:
+        facts[0] = replace(own, deleted_at=as_of)
+    if not delivered:
+        facts = [replace(f, snapshot=replace(f.snapshot, delivered=False)) for f in facts]
+    return facts
 
 
-def _snapshot(data: Mapping[str, Any], as_of: datetime) -> Snapshot:
-    return Snapshot(
-        as_of=as_of, modified_at=read_time(data.get("modified_at")), body=canonical_json(data)
-    )
+def usable_id(value: object) -> str | None:
+    """Return *value* if it can be an id: text of 1 to 255 characters, no outer blanks or controls."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or value != value.strip():
+        return None
+    return None if any(_is_control(character) for character in value) else value
 
 
-def _with_customer(
-    fact: SubscriptionFact | OrderFact, data: Mapping[str, Any], as_of: datetime
-) -> list[Fact]:
-    customer = data.get("customer")
-    if isinstance(customer, dict) and _id(customer.get("id")) == fact.customer_id:
-        return [fact, _customer(customer, as_of, embedded=True)]
-    body = {"id": fact.customer_id}
-    return [fact, _customer(body, as_of, embedded=True)]
+def usable_user_id(value: object) -> str | None:
+    """Return *value* if it can be a user's id, which our own `polar:…` accounts' cannot (§7.1)."""
+    text = usable_id(value)
+    return None if text is None or text.startswith("polar:") else text
 
 
-def _customer(
-    data: Mapping[str, Any], as_of: datetime, *, embedded: bool, deleted: bool = False
-) -> CustomerFact:
+def usable_time(value: object) -> datetime | None:
+    """Return the time that *value* names; None for one without a zone or out of all reason."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = parse_time(value)
+    except ValueError:
+        return None
+    return time if time.year in _YEARS else None
+
+
+def _customer(data: Mapping[str, Any], as_of: datetime, embedded: bool = False) -> CustomerFact:
     return CustomerFact(
-        id=_required(data, "id", "customer"),
+        id=_own_id(data),
         snapshot=_snapshot(data, as_of),
-        external_id=_user(data.get("external_id")),
+        external_id=usable_user_id(data.get("external_id")),
         email=_text(data.get("email")),
         name=_text(data.get("name")),
-        created_at=read_time(data.get("created_at")),
-        deleted_at=read_time(data.get("deleted_at")) or (as_of if deleted else None),
+        created_at=usable_time(data.get("created_at")),
+        deleted_at=usable_time(data.get("deleted_at")),
         embedded=embedded,
     )
 
 
-def _subscription(data: Mapping[str, Any], as_of: datetime, type: str) -> SubscriptionFact:
-    ends_at, ended_at = read_time(data.get("ends_at")), read_time(data.get("ended_at"))
-    if type == "subscription.revoked" and ended_at is None:
-        ended_at = ends_at if ends_at and ends_at <= as_of else as_of
-    customer = data.get("customer")
-    nested = customer.get("id") if isinstance(customer, dict) else None
+def _subscription(
+    data: Mapping[str, Any], as_of: datetime, customer_id: str | None = None, embedded: bool = False
+) -> SubscriptionFact:
+    subscription_id = _own_id(data)
+    customer_id = _customer_id(data) or customer_id
+    if customer_id is None:
+        raise ValueError("the subscription names no customer")
     return SubscriptionFact(
-        id=_required(data, "id", "subscription"),
+        id=subscription_id,
         snapshot=_snapshot(data, as_of),
-        customer_id=_id(data.get("customer_id")) or _required({"id": nested}, "id", "customer"),
-        status=_text(data.get("status")) or "unknown",
-        product_id=_id(data.get("product_id")),
-        seats=_count(data.get("units")) or _count(data.get("seats")),
+        customer_id=customer_id,
+        status=_word(data.get("status")),
+        product_id=usable_id(data.get("product_id")) or _inner_id(data, "product"),
+        seats=_count(data.get("seats")),
         user_id=_metadata_user(data),
-        created_at=read_time(data.get("created_at")),
-        started_at=read_time(data.get("started_at")),
-        current_period_start=read_time(data.get("current_period_start")),
-        current_period_end=read_time(data.get("current_period_end")),
-        trial_start=read_time(data.get("trial_start")),
-        trial_end=read_time(data.get("trial_end")),
+        created_at=usable_time(data.get("created_at")),
+        started_at=usable_time(data.get("started_at")),
+        current_period_start=usable_time(data.get("current_period_start")),
+        current_period_end=usable_time(data.get("current_period_end")),
+        trial_start=usable_time(data.get("trial_start")),
+        trial_end=usable_time(data.get("trial_end")),
         cancel_at_period_end=data.get("cancel_at_period_end") is True,
-        ends_at=ends_at,
-        ended_at=ended_at,
+        ends_at=usable_time(data.get("ends_at")),
+        ended_at=usable_time(data.get("ended_at")),
         pause_at_period_end=data.get("pause_at_period_end") is True,
+        embedded=embedded,
     )
 
 
 def _order(data: Mapping[str, Any], as_of: datetime) -> OrderFact:
-    customer, subscription = data.get("customer"), data.get("subscription")
-    nested = customer.get("id") if isinstance(customer, dict) else None
-    inner = subscription if isinstance(subscription, dict) else {}
-    items = data.get("items")
-    discount = _int(data.get("discount_amount"))
-    net = data.get("net_amount")
+    order_id = _own_id(data)
+    customer_id = _customer_id(data)
+    if customer_id is None:
+        raise ValueError("the order names no customer")
+    subscription = _object(data.get("subscription"))
+    discount = _cents(data.get("discount_amount")) or 0
+    net = _cents(data.get("net_amount"))
+    if net is None:
+        net = (_cents(data.get("subtotal_amount")) or 0) - discount
+    total = _cents(data.get("total_amount"))
+    if total is None:
+        total = net + (_cents(data.get("tax_amount")) or 0)
     return OrderFact(
-        id=_required(data, "id", "order"),
+        id=order_id,
         snapshot=_snapshot(data, as_of),
-        customer_id=_id(data.get("customer_id")) or _required({"id": nested}, "id", "customer"),
-        status=_text(data.get("status")) or "unknown",
-        billing_reason=_text(data.get("billing_reason")) or "unknown",
-        subscription_id=_id(data.get("subscription_id")) or _id(inner.get("id")),
-        product_id=_id(data.get("product_id")),
+        customer_id=customer_id,
+        status=_word(data.get("status")),
+        billing_reason=_word(data.get("billing_reason")),
+        subscription_id=usable_id(data.get("subscription_id")) or _inner_id(data, "subscription"),
+        product_id=usable_id(data.get("product_id")) or _inner_id(data, "product"),
         user_id=_metadata_user(data),
-        created_at=read_time(data.get("created_at")),
-        net_cents=_int(data.get("subtotal_amount")) - discount if net is None else _int(net),
-        total_cents=_int(data.get("total_amount")),
-        discounted=discount > 0 or bool(data.get("discount_id")) or bool(data.get("discount")),
-        refunded_cents=max(0, _int(data.get("refunded_amount"))),
-        currency=_text(data.get("currency")) or "",
+        created_at=usable_time(data.get("created_at")),
+        net_cents=net,
+        total_cents=total,
+        discounted=discount > 0
+        or usable_id(data.get("discount_id")) is not None
+        or bool(_object(data.get("discount"))),
+        refunded_cents=max(0, _cents(data.get("refunded_amount")) or 0),
+        currency=_word(data.get("currency")),
         quantity=_count(data.get("units")) or _count(data.get("seats")) or 1,
-        items=tuple(
-            _item(item) for item in items if isinstance(item, dict)
-        ) if isinstance(items, list) else (),
-        embedded_period_start=read_time(inner.get("current_period_start")),
+        items=tuple(_items(data)),
+        embedded_period_start=usable_time(subscription.get("current_period_start")),
     )
 
 
-def _item(item: Mapping[str, Any]) -> OrderItem:
-    price = item.get("product_price") or item.get("price")
-    kind = price.get("amount_type") if isinstance(price, dict) else item.get("amount_type")
-    return OrderItem(
-        amount_cents=_int(item.get("amount")),
-        proration=item.get("proration") is True,
-        metered=kind == "metered_unit",
-        starts_at=read_time(item.get("start_timestamp")),
-        ends_at=read_time(item.get("end_timestamp")),
-    )
-
-
-def _refund(data: Mapping[str, Any], as_of: datetime) -> list[Fact]:
-    refund = RefundFact(
-        id=_required(data, "id", "refund"),
-        snapshot=_snapshot(data, as_of),
-        order_id=_required({"id": data.get("order_id")}, "id", "order"),
-        customer_id=_id(data.get("customer_id")),
-        status=_text(data.get("status")) or "unknown",
-        amount_cents=max(0, _int(data.get("amount"))),
-        created_at=read_time(data.get("created_at")),
-    )
-    facts: list[Fact] = [refund]
-    dispute = data.get("dispute")
-    if isinstance(dispute, dict) and _id(dispute.get("id")):
-        facts.append(
-            DisputeFact(
-                id=_required(dispute, "id", "dispute"),
-                snapshot=_snapshot(dispute, as_of),
-                order_id=_id(dispute.get("order_id")) or refund.order_id,
-                status=_text(dispute.get("status")) or "unknown",
-            )
+def _items(order: Mapping[str, Any]) -> Iterator[OrderItem]:
+    metered = {
+        price["id"]
+        for holder in (order, _object(order.get("product")), _object(order.get("subscription")))
+        for price in (*_objects(holder.get("prices")), _object(holder.get("product_price")))
+        if _is_metered(price) and isinstance(price.get("id"), str)
+    }
+    for item in _objects(order.get("items")):
+        price_id = item.get("product_price_id")
+        yield OrderItem(
+            amount_cents=_cents(item.get("amount")) or 0,
+            proration=item.get("proration") is True,
+            metered=_is_metered(_object(item.get("product_price")))
+            or _is_metered(_object(item.get("price")))
+            or (isinstance(price_id, str) and price_id in metered),
+            starts_at=usable_time(item.get("start_timestamp")),
+            ends_at=usable_time(item.get("end_timestamp")),
         )
-    return facts
 
 
-def _required(data: Mapping[str, Any], key: str, noun: str) -> str:
-    id = _id(data.get(key))
-    if id is None:
-        raise PayloadError(f"the payload names no {noun} id")
-    return id
+def _read_customer(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    yield _customer(data, as_of)
 
 
-def _id(value: object) -> str | None:
-    """Return *value* if it can be an id: printable, not blank at the ends, at most 255 long."""
-    if not isinstance(value, str) or not value or len(value) > 255:
-        return None
-    return value if value.isprintable() and value == value.strip() else None
+def _read_subscription(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    yield _subscription(data, as_of)
+    yield from _inner_customer(data, as_of)
 
 
-def _user(value: object) -> str | None:
-    id = _id(value)
-    return None if id is None or id.startswith("polar:") else id
+def _read_order(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    order = _order(data, as_of)
+    yield order
+    if _inner_id(data, "subscription"):
+        yield _subscription(data["subscription"], as_of, order.customer_id, embedded=True)
+    yield from _inner_customer(data, as_of)
+
+
+def _read_refund(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    refund_id = _own_id(data)
+    order_id = usable_id(data.get("order_id")) or _inner_id(data, "order")
+    if order_id is None:
+        raise ValueError("the refund names no order")
+    yield RefundFact(
+        id=refund_id,
+        snapshot=_snapshot(data, as_of),
+        order_id=order_id,
+        customer_id=_customer_id(data),
+        status=_word(data.get("status")),
+        amount_cents=max(0, _cents(data.get("amount")) or 0),
+        created_at=usable_time(data.get("created_at")),
+    )
+    dispute = _object(data.get("dispute"))
+    dispute_id, status = usable_id(dispute.get("id")), _word(dispute.get("status"))
+    if dispute_id and status:
+        yield DisputeFact(
+            id=dispute_id,
+            snapshot=_snapshot(dispute, as_of),
+            order_id=usable_id(dispute.get("order_id")) or order_id,
+            status=status,
+        )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], datetime], Iterator[Fact]]] = {
+    "customer": _read_customer,
+    "subscription": _read_subscription,
+    "order": _read_order,
+    "refund": _read_refund,
+}
+
+
+def _inner_customer(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    if _inner_id(data, "customer"):
+        yield _customer(data["customer"], as_of, embedded=True)
+
+
+def _snapshot(data: Mapping[str, Any], as_of: datetime) -> Snapshot:
+    return Snapshot(
+        as_of=as_of, modified_at=usable_time(data.get("modified_at")), body=canonical_json(data)
+    )
+
+
+def _own_id(data: Mapping[str, Any]) -> str:
+    own = usable_id(data.get("id"))
+    if own is None:
+        raise ValueError("the object has no usable id")
+    return own
+
+
+def _inner_id(data: Mapping[str, Any], key: str) -> str | None:
+    return usable_id(_object(data.get(key)).get("id"))
+
+
+def _customer_id(data: Mapping[str, Any]) -> str | None:
+    return usable_id(data.get("customer_id")) or _inner_id(data, "customer")
 
 
 def _metadata_user(data: Mapping[str, Any]) -> str | None:
-    metadata = data.get("metadata")
-    return _user(metadata.get("user_id")) if isinstance(metadata, dict) else None
+    return usable_user_id(_object(data.get("metadata")).get("user_id"))
 
 
-def _text(value: object) -> str | None:
-    if not isinstance(value, str) or "\x00" in value:
-        return None
-    return value.encode("utf-8", "replace").decode() or None
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
-def _int(value: object) -> int:
-    return value if type(value) is int and abs(value) <= _MOST else 0
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _is_metered(price: Mapping[str, Any]) -> bool:
+    return price.get("amount_type") == "metered_unit"
+
+
+def _cents(value: object) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and isinstance(value, int) and abs(value) <= _LARGEST else None
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 < value <= 1_000_000 else None
+    number = _cents(value)
+    return number if number is not None and number > 0 else None
+
+
+def _word(value: object) -> str:
+    return usable_id(value) or ""
+
+
+def _text(value: object) -> str | None:
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        return None
+    return "".join(" " if _is_control(c) else c for c in value).strip() or None
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs")

@@ -1,21 +1,20 @@
-"""Reading what `webhooks ingest` is given: JSON, a JSON array, or JSON Lines."""
+"""Files of deliveries and payloads, read element by element so that one bad one spoils no other."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from polarcredits.webhooks.payloads import canonical_json
+from polarcredits.webhooks.canonical import canonical_json, load_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
-    """A delivery as it came: its signature is still to be verified."""
+    """A delivery as it was received: its signature can be verified."""
 
     where: str
     headers: dict[str, str]
@@ -24,17 +23,19 @@ class StoredDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarePayload:
-    """A payload without proof, known by the digest of its canonical JSON."""
+    """A payload without headers: it carries no proof of who sent it."""
 
     where: str
     id: str
+    """`sha256:` and the digest of `raw`, so that taking it twice is once."""
     payload: dict[str, Any]
     raw: bytes
+    """Its canonical JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
-    """An element that cannot be read."""
+    """An element that is neither."""
 
     where: str
     error: str
@@ -42,87 +43,92 @@ class Broken:
 
 Element = StoredDelivery | BarePayload | Broken
 
+_NEITHER = (
+    "it is neither a stored delivery with headers and body nor a payload with type, timestamp "
+    "and data"
+)
+
 
 def read_elements(data: bytes, where: str) -> list[Element]:
-    """Return every element of a file in its order; what cannot be read is Broken, never raised."""
+    """Read a JSON object, a JSON array or JSON Lines; *where* names the source in the answers."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        return []
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return [Broken(where=where, error=f"not UTF-8 text (byte {error.start})")]
-    try:
-        whole = _loads(text)
+        whole = load_json(data, finite=False)
     except ValueError as error:
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-        if len(lines) < 2 or not _any_line_reads(lines):
-            return [Broken(where=where, error=f"not JSON: {error}")]
-        return [_line(line, f"{where}:{number}") for number, line in lines]
+        return _read_lines(data, where, str(error))
     if isinstance(whole, list):
-        return [_element(value, f"{where}[{index}]") for index, value in enumerate(whole)]
-    return [_element(whole, where)]
+        return [_element(item, f"{where}[{index}]") for index, item in enumerate(whole)]
+    first = data[: len(data) - len(data.lstrip())].count(b"\n") + 1
+    return [_element(whole, f"{where}:{first}")]
 
 
-def _any_line_reads(lines: list[tuple[int, str]]) -> bool:
-    for _, line in lines:
-        try:
-            if isinstance(_loads(line), dict):
-                return True
-        except ValueError:
-            continue
-    return False
+def _read_lines(data: bytes, where: str, error: str) -> list[Element]:
+    lines = [(n, line.strip()) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    elements = [_line(line, f"{where}:{number}") for number, line in lines]
+    is_one_document = not all(line.startswith(b"{") for _, line in lines)
+    if is_one_document and all(isinstance(element, Broken) for element in elements):
+        return [Broken(where=where, error=f"it is no JSON: {error}")]
+    return elements
 
 
-def _line(line: str, where: str) -> Element:
+def _line(line: bytes, where: str) -> Element:
     try:
-        return _element(_loads(line), where)
+        return _element(load_json(line, finite=False), where)
     except ValueError as error:
-        return Broken(where=where, error=f"not JSON: {error}")
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+        return Broken(where=where, error=f"it is no JSON: {error}")
 
 
 def _element(value: Any, where: str) -> Element:
     if not isinstance(value, dict):
-        return Broken(where=where, error="neither a stored delivery nor a payload")
-    if "headers" in value and ("body" in value or "body_base64" in value):
-        return _stored(value, where)
-    if "type" in value and "data" in value:
-        try:
-            raw = canonical_json(value).encode()
-        except RecursionError:
-            return Broken(where=where, error="nested too deeply")
-        id = "sha256:" + hashlib.sha256(raw).hexdigest()
-        return BarePayload(where=where, id=id, payload=value, raw=raw)
-    return Broken(
-        where=where,
-        error='neither a stored delivery {"headers", "body"} nor a payload {"type", "timestamp", "data"}',
-    )
-
-
-def _stored(value: Mapping[str, Any], where: str) -> Element:
-    headers = value["headers"]
-    pairs = list(headers.items()) if isinstance(headers, dict) else headers
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
-        for pair in pairs
-    ):
-        return Broken(where=where, error="headers are neither an object nor a list of pairs")
-    body = value.get("body")
+        return Broken(where=where, error=_NEITHER)
     try:
-        if value.get("body_base64") is not None:
-            raw = base64.b64decode(value["body_base64"], validate=True)
-        elif isinstance(body, str):
-            raw = body.encode()
-        else:
-            return Broken(where=where, error="the body is not a text")
-    except (binascii.Error, ValueError, TypeError) as error:
-        return Broken(where=where, error=f"the body cannot be decoded: {error}")
-    return StoredDelivery(where=where, headers={name: text for name, text in pairs}, raw=raw)
+        if "headers" in value and ("body" in value or "body_base64" in value):
+            return StoredDelivery(where=where, headers=_headers(value["headers"]), raw=_body(value))
+        if not {"type", "timestamp", "data"} <= value.keys():
+            return Broken(where=where, error=_NEITHER)
+        raw = canonical_json(value).encode()
+    except ValueError as error:
+        return Broken(where=where, error=str(error))
+    digest = hashlib.sha256(raw).hexdigest()
+    return BarePayload(where=where, id=f"sha256:{digest}", payload=value, raw=raw)
+
+
+def _body(element: dict[str, Any]) -> bytes:
+    encoded = element.get("body_base64")
+    if encoded is not None:
+        if not isinstance(encoded, str):
+            raise ValueError("body_base64 is no text")
+        try:
+            return base64.b64decode("".join(encoded.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("body_base64 is no base64") from None
+    body = element.get("body")
+    if not isinstance(body, str):
+        raise ValueError("body is no text: it must be the raw body as it was received")
+    try:
+        return body.encode()
+    except UnicodeEncodeError:
+        raise ValueError("body holds half a character (an unpaired surrogate)") from None
+
+
+def _headers(value: object) -> dict[str, str]:
+    """Return the headers as a mapping; of two with one name the first counts."""
+    pairs: Iterable[object]
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = value
+    else:
+        raise ValueError("headers are neither an object nor a list of pairs")
+    headers: dict[str, str] = {}
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError("headers are neither an object nor a list of pairs")
+        name, text = pair
+        if isinstance(text, int) and not isinstance(text, bool):
+            text = str(text)
+        if isinstance(name, str) and isinstance(text, str):
+            headers.setdefault(name.lower(), text)
+    return headers

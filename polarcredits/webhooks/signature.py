@@ -1,45 +1,62 @@
-"""Webhook signatures: raw body, headers and secrets become a Delivery, or a refusal (docs/rules.md §8.1)."""
+"""Signatures of deliveries: Standard Webhooks with both of Polar's key forms (docs/rules.md §8.1)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
-from standardwebhooks import Webhook
+from standardwebhooks.webhooks import hmac_data
 
 from polarcredits.errors import InvalidInput
-from polarcredits.periods import parse_time
+from polarcredits.webhooks.canonical import load_json
+from polarcredits.webhooks.payloads import usable_id, usable_time
 
 TOLERANCE = timedelta(minutes=5)
-_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+"""How far a live delivery's `webhook-timestamp` may lie from now, either way."""
+
+Reason = Literal[
+    "missing_header",
+    "malformed",
+    "mismatch",
+    "stale",
+    "not_json",
+    "triggered",
+    "organization_secret",
+]
+
+_SECONDS = re.compile(r"[0-9]{1,12}")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{43}=")
 _STANDARD_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{43}=")
 _ORGANIZATION_SECRET = re.compile(r"[0-9a-fA-F]{32}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_MOST_ORGANIZATIONS = 8
 
 
 class SignatureRefused(InvalidInput):
-    """A delivery that is not to be believed; `reason` says why."""
+    """A delivery that is not taken; `reason` says why."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message, reason=reason)
-        self.reason = reason
+        self.reason: Reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A verified delivery."""
+    """A delivery whose signature is right; its type and timestamp may yet be unusable."""
 
     id: str
     type: str | None
     timestamp: datetime | None
     raw: bytes
     payload: dict[str, Any]
+    triggered: bool
+    """True for a made-up event, or one signed with an organization's id: never in production."""
     sent_at: datetime
 
 
@@ -51,138 +68,147 @@ def verify(
     now: datetime | None,
     allow_triggered: bool = False,
 ) -> Delivery:
-    """Return what *raw* says if one of *secrets* signed it; with *now*, within five minutes.
+    """Return the delivery if one of *secrets* signed these bytes, else raise SignatureRefused.
 
-    Raises SignatureRefused, which never shows a secret.
+    A stored delivery has no age limit: give no *now*.
     """
-    given = {name.lower(): value for name, value in headers.items()}
-    missing = [name for name in _HEADERS if not given.get(name)]
-    if missing:
-        raise SignatureRefused("missing_header", f"Header {', '.join(missing)} is missing.")
-    id, stamp = given["webhook-id"], given["webhook-timestamp"]
-    sent_at = _sent_at(id, stamp)
-    signatures = _signatures(given["webhook-signature"])
-    signer = next((s for s in secrets if _signed(raw, id, sent_at, signatures, keys(s))), None)
-    payload = _object(raw)
-    organization = None
-    if signer is None and payload is not None:
-        guesses = _organizations(payload)
-        organization = next(
-            (g for g in guesses if _signed(raw, id, sent_at, signatures, (g.encode(),))), None
-        )
-    if signer is None and organization is None:
-        raise SignatureRefused(
-            "mismatch", "No configured POLAR_WEBHOOK_SECRET made this signature."
-        )
+    lowered = {name.lower(): value for name, value in headers.items()}
+    message_id, seconds, given = _read_headers(lowered)
+    sent_at = datetime.fromtimestamp(seconds, tz=UTC)
+    content = f"{message_id}.{seconds}.".encode() + raw
+
+    secret = _signer(content, given, sorted(filter(None, secrets), key=_is_organization_secret))
+    organization = secret is not None and _is_organization_secret(secret)
+    if secret is None:
+        organization = _signer(content, given, list(_organizations(raw))) is not None
+        if not organization:
+            raise SignatureRefused(
+                "mismatch", "The signature matches no secret in POLAR_WEBHOOK_SECRET."
+            )
     if now is not None and abs(now - sent_at) > TOLERANCE:
-        raise SignatureRefused("stale", "The signature is more than five minutes from now.")
-    if payload is None:
-        raise SignatureRefused("not_json", "The body is not a JSON object.")
-    listens = organization is not None or (
-        signer is not None
-        and (_ORGANIZATION_SECRET.fullmatch(signer) or signer in _organizations(payload))
-    )
-    if listens and not allow_triggered:
-        raise SignatureRefused(
-            "organization_secret", "Signed with the organization id, which is no secret."
-        )
-    if given.get("x-polar-triggered", "false").strip().lower() != "false" and not allow_triggered:
-        raise SignatureRefused("triggered", "A made-up delivery (x-polar-triggered).")
-    kind, at = payload.get("type"), payload.get("timestamp")
+        raise SignatureRefused("stale", "webhook-timestamp is more than 5 minutes from now.")
+    payload = _payload(raw)
+    triggered = lowered.get("x-polar-triggered", "false").strip().lower() != "false"
+    if not allow_triggered:
+        if triggered:
+            raise SignatureRefused(
+                "triggered",
+                "The delivery is a made-up one (x-polar-triggered); "
+                "only --allow-triggered in the sandbox takes those.",
+            )
+        if organization:
+            raise SignatureRefused(
+                "organization_secret",
+                "The delivery is signed with an organization id, which is no secret; "
+                "only --allow-triggered in the sandbox takes those.",
+            )
     return Delivery(
-        id=id,
-        type=kind if isinstance(kind, str) and kind.strip() else None,
-        timestamp=read_time(at),
+        id=message_id,
+        type=usable_id(payload.get("type")),
+        timestamp=usable_time(payload.get("timestamp")),
         raw=raw,
         payload=payload,
+        triggered=triggered or organization,
         sent_at=sent_at,
     )
 
 
 def sign(raw: bytes, *, id: str, secret: str, at: datetime) -> dict[str, str]:
-    """Return the headers of a delivery, signed as Polar would with a secret of this form."""
-    key = keys(secret)[-1] if _STANDARD_SECRET.fullmatch(secret) else secret.encode()
+    """Return the three headers that deliver *raw* as Polar would.
+
+    The key is the decoded one for `whsec_` + 44 characters of base64 ending in `=` (Polar's
+    secrets since September 2026), else the UTF-8 bytes of the whole secret.
+    """
+    seconds = int(at.timestamp() // 1)
+    keys = list(_keys(secret))
+    key = keys[-1] if _STANDARD_SECRET.fullmatch(secret) else keys[0]
     return {
-        "content-type": "application/json",
         "webhook-id": id,
-        "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": Webhook(key).sign(id, at, raw.decode()),
+        "webhook-timestamp": str(seconds),
+        "webhook-signature": f"v1,{_signature(key, f'{id}.{seconds}.'.encode() + raw)}",
     }
 
 
-def keys(secret: str) -> tuple[bytes, ...]:
-    """Return the keys that a secret may stand for: its own bytes, and what it encodes."""
-    own = secret.encode()
+def _read_headers(headers: Mapping[str, str]) -> tuple[str, int, list[str]]:
+    """Return the delivery's id, its seconds since 1970 and its v1 signatures."""
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    values = [headers.get(name, "").strip(" \t") for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not value:
+            raise SignatureRefused("missing_header", f"The header {name} is missing.")
+    if usable_id(values[0]) is None or not values[0].isprintable():
+        raise SignatureRefused("malformed", "webhook-id is no printable id.")
+    if not _SECONDS.fullmatch(values[1]) or int(values[1]) >= 253_402_300_800:
+        raise SignatureRefused("malformed", "webhook-timestamp is no time in whole seconds.")
+    parts = (part.partition(",") for part in values[2].split())
+    given = [text for version, _, text in parts if version == "v1" and _SIGNATURE.fullmatch(text)]
+    if not given:
+        raise SignatureRefused("malformed", "webhook-signature holds no v1 signature.")
+    return values[0], int(values[1]), given
+
+
+def _signer(content: bytes, given: Sequence[str], secrets: Sequence[str]) -> str | None:
+    """Return the first of *secrets* that made one of the *given* signatures."""
+    for secret in secrets:
+        for key in _keys(secret):
+            expected = _signature(key, content).encode()
+            if any([hmac.compare_digest(expected, text.encode()) for text in given]):
+                return secret
+    return None
+
+
+def _signature(key: bytes, content: bytes) -> str:
+    return base64.b64encode(hmac_data(key, content)).decode()
+
+
+def _keys(secret: str) -> Iterator[bytes]:
+    """Yield the keys that *secret* may stand for: its own bytes, and what its base64 decodes to."""
+    yield secret.encode("utf-8", "surrogateescape")
+    encoded = secret.removeprefix("whsec_")
     try:
-        decoded = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        decoded = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError):
-        return (own,)
-    return (own, decoded) if decoded else (own,)
+        return
+    if decoded:
+        yield decoded
 
 
-def read_time(value: object) -> datetime | None:
-    """Return the time that a payload's field holds, None where it holds none."""
+def _is_organization_secret(secret: str) -> bool:
+    return _ORGANIZATION_SECRET.fullmatch(secret) is not None
+
+
+def _organizations(raw: bytes) -> Iterator[str]:
+    """Yield the dash-less organization ids in the body: what `polar listen` signs with."""
     try:
-        return parse_time(value) if isinstance(value, str) else None
+        waiting: list[object] = [load_json(raw)]
     except ValueError:
-        return None
+        return
+    seen: set[str] = set()
+    while waiting and len(seen) < _MOST_ORGANIZATIONS:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        if not isinstance(value, dict):
+            continue
+        found = [value.get("organization_id")]
+        if str(value.get("type")).startswith("organization.") and isinstance(
+            value.get("data"), dict
+        ):
+            found.append(value["data"].get("id"))
+        for text in found:
+            if isinstance(text, str) and _UUID.fullmatch(text):
+                secret = text.replace("-", "").lower()
+                if secret not in seen:
+                    seen.add(secret)
+                    yield secret
+        waiting.extend(value.values())
 
 
-def _sent_at(id: str, stamp: str) -> datetime:
-    if not id.isprintable() or len(id) > 255 or id != id.strip():
-        raise SignatureRefused("malformed", "Header webhook-id is malformed.")
-    if not re.fullmatch(r"[0-9]{1,11}", stamp):
-        raise SignatureRefused("malformed", "Header webhook-timestamp is malformed.")
-    return datetime.fromtimestamp(int(stamp), UTC)
-
-
-def _signatures(header: str) -> list[str]:
-    found = [part for part in header.split(" ") if part.startswith("v1,")]
-    if not found:
-        raise SignatureRefused("malformed", "Header webhook-signature is malformed.")
-    return found
-
-
-def _signed(
-    raw: bytes, id: str, at: datetime, signatures: Iterable[str], candidates: Iterable[bytes]
-) -> bool:
+def _payload(raw: bytes) -> dict[str, Any]:
     try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return False
-    expected = [Webhook(key).sign(id, at, text) for key in candidates if key]
-    return any(
-        [hmac.compare_digest(e.encode(), s.encode()) for e in expected for s in signatures]
-    )
-
-
-def _object(raw: bytes) -> dict[str, Any] | None:
-    try:
-        loaded = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return loaded if isinstance(loaded, dict) else None
-
-
-def _organizations(payload: Mapping[str, Any]) -> set[str]:
-    """Return the dash-less organization ids that the body mentions."""
-    found: set[str] = set()
-    todo: list[Any] = [payload]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            todo += value.values()
-            id = value.get("organization_id")
-            if isinstance(id, str) and id:
-                found.add(id.replace("-", ""))
-            whole = value.get("organization")
-            if isinstance(whole, dict) and isinstance(whole.get("id"), str):
-                found.add(whole["id"].replace("-", ""))
-        elif isinstance(value, list):
-            todo += value
-    kind = payload.get("type")
-    data = payload.get("data")
-    if isinstance(kind, str) and kind.startswith("organization.") and isinstance(data, dict):
-        own = data.get("id")
-        found |= {own.replace("-", "")} if isinstance(own, str) else set()
-    return {each for each in found if _ORGANIZATION_SECRET.fullmatch(each)}
+        payload = load_json(raw)
+    except ValueError as error:
+        raise SignatureRefused("not_json", f"The body is no JSON: {error}.") from None
+    if not isinstance(payload, dict):
+        raise SignatureRefused("not_json", "The body is no JSON object.")
+    return payload

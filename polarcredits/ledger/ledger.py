@@ -1,0 +1,373 @@
+"""The Ledger: check, deduct, grant, reverse and hold credits; one transaction an operation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from polarcredits.credits import Lot, spread
+from polarcredits.errors import AccountClosed, InsufficientCredits, InvalidInput
+from polarcredits.ledger import identity, requests
+from polarcredits.ledger.account import Call, Details, LoadedAccount
+from polarcredits.ledger.database import Database, failures
+from polarcredits.ledger.holds import Hold, Holds
+from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
+from polarcredits.ledger.reconcile import Settled, ledger_time, settle, true_at, write
+from polarcredits.ledger.reversal import give_back
+from polarcredits.ledger.schema import open_database
+from polarcredits.ledger.values import Balance, Receipt, transaction
+from polarcredits.periods import to_micros
+from polarcredits.plans import Catalog
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """Credits of all users of one database. Safe to share between threads.
+
+    >>> ledger.deduct("alice", operation="render", idempotency_key="req-1").balance
+    """
+
+    def __init__(
+        self,
+        url: str,
+        catalog: Catalog,
+        *,
+        actor: str = "api",
+        database: Database | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        self.catalog = catalog
+        self.database = database or open_database(url)
+        self.actor = actor
+        self._joined = connection
+        self._url = url
+
+    def close(self) -> None:
+        """Close the database; everything acknowledged is on disk already."""
+        self.database.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def using(self, connection: Connection) -> Ledger:
+        """Return this ledger inside the application's own transaction on the same database.
+
+        Never commits; a refusal leaves the connection usable and nothing moved. On SQLite the
+        transaction must have begun IMMEDIATE, as `begin` does, else DatabaseBusy may be raised.
+        """
+        return Ledger(
+            self._url,
+            self.catalog,
+            actor=self.actor,
+            database=self.database,
+            connection=connection,
+        )
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Begin a transaction that `using` can join; commits at the end of the block."""
+        with failures(), self.database.writer.begin() as connection:
+            yield connection
+
+    def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
+        """Run *work* in a write transaction: our own, or a savepoint of the joined one."""
+        if self._joined is None:
+            return self.database.write(work, dry_run=dry_run)
+        with failures(), self._joined.begin_nested():
+            return work(self._joined)
+
+    def reading(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* on one snapshot."""
+        if self._joined is None:
+            return self.database.read(work)
+        return work(self._joined)
+
+    def call(self, at: datetime | None = None) -> Call:
+        """Return now, or *at*, with who asks."""
+        wall = datetime.now(UTC)
+        return Call(now=requests.check_time(at, "The time") or wall, wall=wall, actor=self.actor)
+
+    def add_user(self, user: str, *, email: str | None = None, name: str | None = None) -> bool:
+        """Make an account with its lifetime grant; False, and updated, if it is there already."""
+        identity.check_user_id(user)
+        call = self.call()
+
+        def work(connection: Connection) -> bool:
+            return identity.add(connection, self.catalog, user, call, email=email, name=name)
+
+        return self.in_transaction(work)
+
+    def balance(self, user: str, *, at: datetime | None = None) -> Balance:
+        """Return a user's credits, true at *at* (default now). Raises UnknownUser; writes nothing."""
+
+        def work(connection: Connection) -> Balance:
+            account = self.view(connection, user, at).account
+            return Balance(
+                balance=account.balance,
+                held=account.held,
+                available=account.available,
+                owed=account.book.owed,
+            )
+
+        return self.reading(work)
+
+    def view(self, connection: Connection, user: str, at: datetime | None = None) -> Settled:
+        """Return the account of *user* as it is at *at*, in memory."""
+        loaded = self._load(connection, user, lock=False)
+        call = self.call(at)
+        now = call.now if at else ledger_time(loaded, call.now)
+        return true_at(
+            connection, self.catalog, loaded, Call(now=now, wall=call.wall, actor=self.actor)
+        )
+
+    def deduct(
+        self,
+        user: str,
+        amount: int | None = None,
+        *,
+        operation: str = "api_call",
+        quantity: int = 1,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Spend *amount* credits, or `quantity` times the operation's cost.
+
+        Raises InsufficientCredits, UnknownUser, AccountClosed, KeyReused, AlreadyReversed;
+        each leaves everything as it was. Source: docs/rules.md §5.
+        """
+        requests.check_amount(quantity, "The quantity")
+        given = None if amount is None else requests.check_amount(amount)
+        cost = self.catalog.cost(operation) * quantity if given is None else given
+        if cost == 0:
+            raise InvalidInput(
+                f"Operation {operation!r} costs nothing; there is nothing to deduct."
+            )
+        requests.check_amount(cost, "The cost")
+        call = self.call(at)
+        meta = requests.check_metadata(metadata)
+        details = Details(
+            operation=requests.check_text(operation, "The operation"),
+            meta=meta,
+            key=requests.check_text(idempotency_key, "The idempotency key"),
+            request=requests.digest(
+                kind="deduct", operation=operation, quantity=quantity, amount=given, meta=meta
+            )
+            if idempotency_key
+            else None,
+        )
+        if at is None:
+            receipt = self._fast(user, cost, details, call)
+            if receipt is not None:
+                return receipt
+        return self.in_transaction(
+            lambda connection: self._slow(connection, user, cost, details, call, bool(at))
+        )
+
+    def _fast(self, user: str, cost: int, details: Details, call: Call) -> Receipt | None:
+        wanted = Spend(
+            user=user,
+            amount=cost,
+            operation=details.operation,
+            meta=details.meta,
+            actor=call.actor,
+            key=details.key,
+            request=details.request,
+            now=to_micros(call.now),
+            recorded=to_micros(call.wall),
+        )
+        try:
+            spent = self.in_transaction(lambda connection: spend(connection, wanted))
+        except KeyTaken:
+            return None
+        if spent is None:
+            return None
+        row = {
+            "account_id": spent.account,
+            "sequence": spent.sequence,
+            "type": "deduct",
+            "amount": -cost,
+            "balance_after": spent.balance,
+            "operation": details.operation,
+            "reason": None,
+            "meta": details.meta,
+            "actor": call.actor,
+            "idempotency_key": details.key,
+            "occurred_at": spent.occurred,
+            "recorded_at": wanted.recorded,
+        }
+        return Receipt(
+            transaction=transaction(row, user),
+            balance=spent.balance,
+            available=spent.balance - spent.held,
+        )
+
+    def _slow(
+        self,
+        connection: Connection,
+        user: str,
+        cost: int,
+        details: Details,
+        call: Call,
+        explicit: bool,
+    ) -> Receipt:
+        settled, before = self._open(connection, user, details, call, explicit)
+        account = settled.account
+        if before is not None:
+            return before
+        self._refuse_closed(account)
+        if account.available < cost:
+            raise InsufficientCredits(user, required=cost, available=account.available)
+        row = account.post(call, "deduct", -cost, details=details)
+        draws = spread(account.book.lots, cost, account.balance + cost)
+        account.record_draws(draws, account.sequence, account.sequence)
+        write(connection, settled, call)
+        return self._receipt(row, user, account)
+
+    def grant(
+        self,
+        user: str,
+        amount: int,
+        *,
+        reason: str | None = None,
+        expires_at: datetime | None = None,
+        expires_in: timedelta | None = None,
+        idempotency_key: str | None = None,
+        create: bool = False,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Give *amount* credits, for good or until a time. Raises UnknownUser unless *create*."""
+        requests.check_amount(amount)
+        call = self.call(at)
+        until = requests.check_time(expires_at, "The expiry")
+        if expires_in is not None:
+            until = call.now + expires_in
+        if until is not None and until <= call.now:
+            raise InvalidInput("The expiry must be later than now.")
+        details = Details(
+            reason=requests.check_text(reason, "The reason"),
+            key=requests.check_text(idempotency_key, "The idempotency key"),
+            request=requests.digest(
+                kind="grant", amount=amount, reason=reason, at=expires_at, within=expires_in
+            )
+            if idempotency_key
+            else None,
+        )
+        if create:
+            identity.check_user_id(user)
+
+        def work(connection: Connection) -> Receipt:
+            if create:
+                identity.create(connection, self.catalog, user, call)
+            settled, before = self._open(connection, user, details, call, bool(at))
+            if before is not None:
+                return before
+            lot = Lot(
+                key=f"manual:{uuid.uuid4().hex}",
+                source="manual",
+                plan=None,
+                gross=amount,
+                effective_at=call.now,
+                expires_at=until,
+            )
+            account = settled.account
+            account.book.lots.append(lot)
+            after = true_at(connection, self.catalog, account, call, details={lot: details})
+            row = account.entry_of(lot, "grant")
+            write(connection, after, call)
+            return self._receipt(row, user, account)
+
+        return self.in_transaction(work)
+
+    def reverse(
+        self, transaction_id: str, *, reason: str | None = None, at: datetime | None = None
+    ) -> Receipt:
+        """Give the whole of a deduction back, once. Raises NotFound, AlreadyReversed, InvalidInput."""
+        details = Details(reason=requests.check_text(reason, "The reason"))
+        call = self.call(at)
+
+        def work(connection: Connection) -> Receipt:
+            row, settled = give_back(connection, self.catalog, transaction_id, details, call)
+            write(connection, settled, call)
+            return self._receipt(row, settled.account.user, settled.account)
+
+        return self.in_transaction(work)
+
+    def hold(
+        self,
+        user: str,
+        amount: int,
+        *,
+        ttl: timedelta = timedelta(minutes=15),
+        operation: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> Hold:
+        """Reserve credits for work of unknown cost; see `Hold`. Raises as `deduct` does."""
+        return self.holds.place(
+            user,
+            amount,
+            ttl=ttl,
+            operation=operation,
+            metadata=metadata,
+            key=idempotency_key,
+            at=at,
+        )
+
+    @property
+    def holds(self) -> Holds:
+        """Holds by id: capture, release, look up."""
+        return Holds(self)
+
+    def _load(self, connection: Connection, user: str, *, lock: bool) -> LoadedAccount:
+        account = identity.account_of(connection, user)
+        return identity.load(connection, account, lock=lock)
+
+    def _open(
+        self,
+        connection: Connection,
+        user: str,
+        details: Details,
+        call: Call,
+        explicit: bool,
+    ) -> tuple[Settled, Receipt | None]:
+        """Lock and settle an account; the receipt is there if the idempotency key was used before."""
+        own, account = identity.find(connection, user)
+        settled = settle(connection, self.catalog, account, call, lock=True)
+        if details.key and details.request:
+            row = requests.find_key(connection, (own, account), details.key, details.request)
+            if row is not None:
+                if row.type == "deduct":
+                    requests.refuse_if_reversed(connection, row.account_id, row.sequence)
+                return settled, self._receipt(row._mapping, user, settled.account, replayed=True)
+        refuse_earlier(settled.account, call, explicit)
+        return settled, None
+
+    def _refuse_closed(self, account: LoadedAccount) -> None:
+        if account.closed:
+            raise AccountClosed(account.user)
+
+    def _receipt(
+        self, row: Mapping[str, Any], user: str, account: LoadedAccount, *, replayed: bool = False
+    ) -> Receipt:
+        entry = transaction(row, user)
+        balance = entry.balance_after if replayed else account.balance
+        return Receipt(
+            transaction=entry, balance=balance, available=account.available, replayed=replayed
+        )
+
+
+def refuse_earlier(account: LoadedAccount, call: Call, explicit: bool) -> None:
+    """Raise InvalidInput if an explicit time lies before the account's last entry."""
+    if explicit and to_micros(call.now) < account.loaded_at:
+        raise InvalidInput("The time lies before the user's last ledger entry.")

@@ -1,0 +1,72 @@
+"""Reversal: a deduction goes back to the very grants that it came from (docs/rules.md §5.6)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from polarcredits.errors import InvalidInput, NotFound
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import Call, Details
+from polarcredits.ledger.reconcile import Settled, settle, true_at
+from polarcredits.ledger.requests import refuse_if_reversed
+from polarcredits.ledger.values import parse_transaction_id
+from polarcredits.plans import Catalog
+
+
+def give_back(
+    connection: Connection, catalog: Catalog, id: str, details: Details, call: Call
+) -> tuple[dict[str, Any], Settled]:
+    """Reverse the deduction *id*; return its entry and the account, yet to be written.
+
+    Raises NotFound, InvalidInput (no deduction) or AlreadyReversed.
+    """
+    own, sequence = parse_transaction_id(id)
+    tx, a = t.transactions.c, t.accounts.c
+    wanted = select(t.transactions).where(tx.account_id == own, tx.sequence == sequence)
+    entry = connection.execute(wanted).first()
+    if entry is None:
+        raise NotFound(f"No transaction {id!r}.", transaction=id)
+    if entry.type != "deduct":
+        raise InvalidInput(f"{id} is a {entry.type}; only a deduct can be reversed.")
+    alias = connection.execute(select(a.alias_of).where(a.id == own)).scalar()
+    account = settle(connection, catalog, alias or own, call, lock=True).account
+    refuse_if_reversed(connection, own, sequence)
+    account.save(connection, call)
+    row = account.post(
+        call,
+        "reversal",
+        -entry.amount,
+        details=Details(operation=entry.operation, reason=details.reason, reverses=(own, sequence)),
+    )
+    for grant, credits in shares(connection, entry).items():
+        lot = next(lot for lot in account.book.lots if lot.id == grant)
+        lot.used -= credits
+        lot.remaining += credits
+    return row, true_at(connection, catalog, account, call)
+
+
+def shares(connection: Connection, entry: Row[Any]) -> dict[int, int]:
+    """Return what each grant paid of a settled deduction, by grant id."""
+    d = t.draws.c
+    rows = connection.execute(
+        select(t.draws).where(
+            d.account_id == entry.account_id,
+            d.first_sequence <= entry.sequence,
+            d.last_sequence >= entry.sequence,
+        )
+    ).all()
+    return overlap(rows, entry.balance_after, entry.balance_after - entry.amount)
+
+
+def overlap(draws: Sequence[Row[Any]], low: int, high: int) -> dict[int, int]:
+    """Return the credits of each grant whose stretch of balances meets [low, high)."""
+    found: dict[int, int] = defaultdict(int)
+    for draw in draws:
+        common = min(high, draw.balance_from) - max(low, draw.balance_to)
+        if common > 0:
+            found[draw.grant_id] += common
+    return dict(found)

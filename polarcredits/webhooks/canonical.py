@@ -1,0 +1,49 @@
+"""JSON read strictly and written one way, so that equal objects have equal text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def canonical_json(value: object) -> str:
+    """Return *value* as ASCII JSON with sorted keys and no spaces; ValueError if it has none."""
+    plain = dict(value) if isinstance(value, Mapping) else value
+    try:
+        return json.dumps(
+            plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except TypeError as error:
+        raise ValueError(f"no JSON value: {error}") from None
+
+
+def load_json(raw: bytes, *, finite: bool = True) -> Any:
+    """Parse UTF-8 JSON (a byte order mark is ignored), or raise ValueError saying what is wrong.
+
+    With *finite*, NaN and infinite numbers are refused; otherwise `canonical_json` refuses them.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    try:
+        if finite:
+            return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
