@@ -165,8 +165,8 @@ class LoadedAccount:
                     balance_to=draw.balance_to,
                 )
             )
-        for row, lot in self._entries:
-            row["grant_id"] = lot.id if lot else None
+        for row, of in self._entries:
+            row["grant_id"] = of.id if of else None
         rows = [row for row, _ in self._entries]
         if rows:
             connection.execute(insert(t.transactions), rows)

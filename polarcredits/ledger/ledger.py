@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from polarcredits.credits import Lot, spread
 from polarcredits.errors import AccountClosed, InsufficientCredits, InvalidInput
 from polarcredits.ledger import identity, requests
-from polarcredits.ledger.account import Call, Details, LoadedAccount
+from polarcredits.ledger.account import Call, Details, LoadedAccount, load
 from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
@@ -331,7 +331,7 @@ class Ledger:
 
     def _load(self, connection: Connection, user: str, *, lock: bool) -> LoadedAccount:
         account = identity.account_of(connection, user)
-        return identity.load(connection, account, lock=lock)
+        return load(connection, account, lock=lock)
 
     def _open(
         self,
@@ -349,7 +349,7 @@ class Ledger:
             if row is not None:
                 if row.type == "deduct":
                     requests.refuse_if_reversed(connection, row.account_id, row.sequence)
-                return settled, self._receipt(row._mapping, user, settled.account, replayed=True)
+                return settled, self._receipt(row._asdict(), user, settled.account, replayed=True)
         refuse_earlier(settled.account, call, explicit)
         return settled, None
 

@@ -10,9 +10,9 @@ from typing import Any
 from polarcredits.errors import DatabaseError, InvalidInput, NotFound, PolarCreditsError
 from polarcredits.ledger.events import EventRow, EventStore
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.webhooks.payloads import read_facts
+from polarcredits.webhooks.payloads import read_facts, usable_time
 from polarcredits.webhooks.reading import BarePayload, Broken, Element
-from polarcredits.webhooks.signature import Delivery, SignatureRefused, read_time, verify
+from polarcredits.webhooks.signature import Delivery, SignatureRefused, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,11 @@ class Inbox:
                 Delivery(
                     id=element.id,
                     type=kind if isinstance(kind, str) and kind.strip() else None,
-                    timestamp=read_time(element.payload.get("timestamp")),
+                    timestamp=usable_time(element.payload.get("timestamp")),
                     raw=element.raw,
                     payload=element.payload,
                     sent_at=now,
+                    triggered=False,
                 ),
                 now=now,
                 dry_run=dry_run,
