@@ -1,0 +1,279 @@
+"""Reads: show, explain, history and lists. They settle in memory and write nothing (§5.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from polarcredits.credits import Lot
+from polarcredits.entitlements import Shown
+from polarcredits.errors import NotFound
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import moment
+from polarcredits.ledger.facts import PLACEHOLDER
+from polarcredits.ledger.identity import account_of, find
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.past import as_it_was
+from polarcredits.ledger.reconcile import Settled
+from polarcredits.ledger.values import Balance, Transaction, transaction
+from polarcredits.periods import from_micros, to_micros
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What `credits show` tells."""
+
+    user: str
+    plan: str
+    status: str | None
+    balance: Balance
+    grants: list[Lot]
+    subscriptions: list[Shown]
+    next_refill_at: datetime | None
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A user."""
+
+    id: str
+    email: str | None
+    name: str | None
+    plan: str
+    status: str | None
+    polar_customer_ids: list[str]
+    created_at: datetime
+
+
+def statement(ledger: Ledger, user: str, at: datetime | None = None) -> Statement:
+    """Return a user's plan, balance and live grants at *at* (default now). Raises UnknownUser."""
+
+    def work(connection: Connection) -> Statement:
+        settled, now = settled_at(ledger, connection, user, at)
+        account, entitled = settled.account, settled.entitled
+        return Statement(
+            user=account.user,
+            plan=entitled.plan,
+            status="closed" if account.closed else entitled.status,
+            balance=Balance(
+                balance=account.balance,
+                held=account.held,
+                available=account.available,
+                owed=account.book.owed,
+            ),
+            grants=account.book.live(now),
+            subscriptions=entitled.subscriptions,
+            next_refill_at=entitled.next_refill_at,
+            as_of=now,
+        )
+
+    return ledger.reading(work)
+
+
+def settled_at(
+    ledger: Ledger, connection: Connection, user: str, at: datetime | None
+) -> tuple[Settled, datetime]:
+    """Return an account at *at*: projected by the rules, or, in the past, as its entries tell."""
+    call = ledger.call(at)
+    last = from_micros(_last_entry(connection, user))
+    if at is not None and (call.now < last or call.now < call.wall):
+        return as_it_was(ledger, connection, user, call.now), call.now
+    settled = ledger.view(connection, user, max(call.now, last))
+    return settled, max(call.now, last)
+
+
+def _last_entry(connection: Connection, user: str) -> int:
+    b = t.balances.c
+    account = account_of(connection, user)
+    query = select(b.last_occurred_at).where(b.account_id == account)
+    return int(connection.execute(query).scalar_one())
+
+
+def show_user(ledger: Ledger, user: str) -> User:
+    """Return a user. Raises UnknownUser."""
+
+    def work(connection: Connection) -> User:
+        settled, _ = settled_at(ledger, connection, user, None)
+        a = t.accounts.c
+        row = connection.execute(select(t.accounts).where(a.id == settled.account.id)).one()
+        return _user(connection, row, settled)
+
+    return ledger.reading(work)
+
+
+def list_users(ledger: Ledger, *, plan: str | None, limit: int) -> list[User]:
+    """Return users, newest first."""
+    a = t.accounts.c
+    query = select(t.accounts).where(a.alias_of.is_(None)).order_by(a.id.desc())
+
+    def work(connection: Connection) -> list[User]:
+        found: list[User] = []
+        for row in connection.execute(query).all():
+            settled, _ = settled_at(ledger, connection, row.user_id, None)
+            if plan is None or settled.entitled.plan == plan:
+                found.append(_user(connection, row, settled))
+            if len(found) == limit:
+                break
+        return found
+
+    return ledger.reading(work)
+
+
+def _user(connection: Connection, row: Row[Any], settled: Settled) -> User:
+    c = t.customers.c
+    mine = (c.external_id == row.user_id) | (c.linked_user == row.user_id)
+    if row.user_id.startswith(PLACEHOLDER):
+        mine = mine | (c.id == row.user_id.removeprefix(PLACEHOLDER))
+    customers = connection.execute(select(t.customers).where(mine).order_by(c.id)).all()
+    return User(
+        id=row.user_id,
+        email=row.email or next((each.email for each in customers if each.email), None),
+        name=row.name or next((each.name for each in customers if each.name), None),
+        plan=settled.entitled.plan,
+        status="closed" if settled.account.closed else settled.entitled.status,
+        polar_customer_ids=[each.id for each in customers],
+        created_at=from_micros(row.created_at),
+    )
+
+
+def history(
+    ledger: Ledger,
+    user: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    type: str | None = None,
+    limit: int | None = 50,
+) -> list[Transaction]:
+    """Return posted entries, newest first, those of merged accounts too. Raises UnknownUser."""
+    tx, a = t.transactions.c, t.accounts.c
+
+    def work(connection: Connection) -> list[Transaction]:
+        account = account_of(connection, user)
+        whose = connection.execute(
+            select(a.id, a.user_id).where((a.id == account) | (a.alias_of == account))
+        )
+        names = {row.id: row.user_id for row in whose}
+        query = select(t.transactions).where(tx.account_id.in_(names))
+        if since is not None:
+            query = query.where(tx.occurred_at >= to_micros(since))
+        if until is not None:
+            query = query.where(tx.occurred_at < to_micros(until))
+        if type is not None:
+            query = query.where(tx.type == type)
+        order = (tx.sequence.desc(),)
+        if len(names) > 1:
+            order = (tx.occurred_at.desc(), tx.recorded_at.desc(), *order)
+        rows = connection.execute(query.order_by(*order).limit(limit))
+        return [transaction(row._asdict(), names[row.account_id]) for row in rows]
+
+    return ledger.reading(work)
+
+
+def balances(
+    ledger: Ledger, *, plan: str | None, below: int | None, limit: int
+) -> list[tuple[str, str, Balance]]:
+    """Return (user, plan, balance), newest first."""
+    found: list[tuple[str, str, Balance]] = []
+    for user in _names(ledger):
+        told = statement(ledger, user)
+        low = below is None or told.balance.available < below
+        if low and (plan is None or told.plan == plan):
+            found.append((told.user, told.plan, told.balance))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _names(ledger: Ledger) -> Iterable[str]:
+    a = t.accounts.c
+    query = select(a.user_id).where(a.alias_of.is_(None)).order_by(a.id.desc())
+    return ledger.reading(lambda c: list(c.execute(query).scalars()))
+
+
+def list_subscriptions(
+    ledger: Ledger,
+    *,
+    user: str | None = None,
+    status: str | None = None,
+    id: str | None = None,
+    limit: int = 50,
+) -> list[dict[str, Any]]:
+    """Return subscriptions, newest first; NotFound where *id* is none."""
+    s = t.subscriptions.c
+    query = select(t.subscriptions).order_by(s.created_at.desc(), s.id).limit(limit)
+    if status is not None:
+        query = query.where(s.status == status)
+    if id is not None:
+        query = query.where(s.id == id)
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        rows = connection.execute(_owned(connection, query, s.owner, user)).all()
+        if id is not None and not rows:
+            raise NotFound(f"No subscription {id!r}.", subscription=id)
+        return [_subscription(ledger, row) for row in rows]
+
+    return ledger.reading(work)
+
+
+def list_payments(
+    ledger: Ledger, *, user: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return orders, newest first; cents before tax."""
+    p = t.payments.c
+    query = select(t.payments).order_by(p.created_at.desc(), p.id).limit(limit)
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        return [
+            {
+                "order_id": row.id,
+                "user": row.owner,
+                "product_id": row.product_id,
+                "amount_cents": row.net_cents,
+                "refunded_cents": row.refunded_cents,
+                "currency": row.currency,
+                "status": row.status,
+                "billing_reason": row.billing_reason,
+                "created_at": from_micros(row.created_at),
+            }
+            for row in connection.execute(_owned(connection, query, p.owner, user))
+        ]
+
+    return ledger.reading(work)
+
+
+def _owned(connection: Connection, query: Any, owner: Any, user: str | None) -> Any:
+    if user is None:
+        return query
+    a = t.accounts.c
+    account = find(connection, user)[1]
+    name = connection.execute(select(a.user_id).where(a.id == account)).scalar_one()
+    return query.where(owner == name)
+
+
+def _subscription(ledger: Ledger, row: Row[Any]) -> dict[str, Any]:
+    plan = ledger.catalog.plan_for_product(row.product_id) if row.product_id else None
+    return {
+        "id": row.id,
+        "user": row.owner,
+        "plan": plan.name if plan else None,
+        "product_id": row.product_id,
+        "status": row.status,
+        "current_period_start": moment(row.current_period_start),
+        "current_period_end": moment(row.current_period_end),
+        "cancel_at_period_end": bool(row.cancel_at_period_end),
+        "ends_at": moment(row.ends_at),
+        "ended_at": moment(row.ended_at),
+    }
+
+
+def count_users(ledger: Ledger) -> int:
+    """Return how many users there are."""
+    a = t.accounts.c
+    query = select(func.count()).where(a.alias_of.is_(None))
+    return ledger.reading(lambda c: int(c.execute(query).scalar_one()))
