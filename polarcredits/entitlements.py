@@ -40,6 +40,7 @@ class Entitlements:
     subscriptions: list[Shown] = field(default_factory=list)
     next_change_at: datetime | None = None
     next_refill_at: datetime | None = None
+    next_refill_credits: int = 0
     new_terms: dict[tuple[str, str], Terms] = field(default_factory=dict)
 
 
@@ -78,6 +79,7 @@ def entitlements(
     result.next_change_at = min((time for time in changes if time > now), default=None)
     result.next_refill_at = min(refills, default=None)
     _show(result, facts, catalog, now)
+    result.next_refill_credits = catalog.plan(result.plan).credits if refills else 0
     result.new_terms = book.new
     return result
 

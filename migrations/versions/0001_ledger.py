@@ -265,6 +265,7 @@ def upgrade():
         sa.Column("request", sa.Text(), nullable=True),
         sa.Column("placed_at", INT, nullable=False),
         sa.Column("expires_at", INT, nullable=False),
+        sa.Column("closed_at", INT, nullable=True),
         sa.CheckConstraint(
             "status IN ('open','captured','released','lapsed')",
             name=op.f("ck_holds_ck_holds_status"),

@@ -134,6 +134,16 @@ class LoadedAccount:
         """Return the unsaved entry of *kind* on *lot*."""
         return next(row for row, of in self._entries if of is lot and row["type"] == kind)
 
+    @property
+    def unsaved_entries(self) -> list[tuple[dict[str, Any], Lot | None]]:
+        """Entries that are true but not written yet."""
+        return self._entries
+
+    @property
+    def unsaved_draws(self) -> list[tuple[int, int, Draw]]:
+        """What grants paid since the account was last settled: first and last sequence, draw."""
+        return self._draws
+
     def record_draws(self, draws: list[Draw], first: int, last: int) -> None:
         """Remember which grants paid the entries from *first* to *last*."""
         self._draws += [(first, last, draw) for draw in draws]

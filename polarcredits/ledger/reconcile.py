@@ -73,7 +73,7 @@ def true_at(
 ) -> Settled:
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
     facts = account_facts(connection, loaded.user)
-    entitled = entitlements(facts, _terms(connection, facts), catalog, call.now)
+    entitled = entitlements(facts, known_terms(connection, facts), catalog, call.now)
     lapse(loaded, call.now)
     postings = advance(loaded.book, entitled.desired, call.now, news or call.now)
     result = Settled(account=loaded, facts=facts, entitled=entitled)
@@ -105,7 +105,9 @@ def write(connection: Connection, settled: Settled, call: Call) -> None:
     account.save(connection, call)
     for hold, status, captured in account.closed_holds:
         ended = update(t.holds).where(t.holds.c.id == hold)
-        connection.execute(ended.values(status=status, captured=captured))
+        connection.execute(
+            ended.values(status=status, captured=captured, closed_at=to_micros(call.now))
+        )
     account.closed_holds.clear()
     for (subject, product), terms in entitled.new_terms.items():
         insert_once(
@@ -136,7 +138,8 @@ def _next_due(account: LoadedAccount, entitled: Entitlements, now: datetime) -> 
     return min((to_micros(time) for time in times), default=FOREVER)
 
 
-def _terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, str], Terms]:
+def known_terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, str], Terms]:
+    """Return the terms written down for an account's periods and orders (§1.3)."""
     products = {v.product_id for s in facts.subscriptions for p in s.periods for v in p.versions}
     products |= {p.latest.product_id for p in facts.payments if p.latest.product_id}
     if not products:

@@ -62,7 +62,7 @@ def shares(connection: Connection, entry: Row[Any]) -> dict[int, int]:
     return overlap(rows, entry.balance_after, entry.balance_after - entry.amount)
 
 
-def overlap(draws: Sequence[Row[Any]], low: int, high: int) -> dict[int, int]:
+def overlap(draws: Sequence[Any], low: int, high: int) -> dict[int, int]:
     """Return the credits of each grant whose stretch of balances meets [low, high)."""
     found: dict[int, int] = defaultdict(int)
     for draw in draws:

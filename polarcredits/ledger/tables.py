@@ -186,6 +186,7 @@ class Hold(SQLModel, table=True):
     request: str | None = _text()
     placed_at: int = _int()
     expires_at: int = _int()
+    closed_at: int | None = _int()
 
 
 class Observation(SQLModel, table=True):

@@ -85,7 +85,7 @@ def read_facts(type: str, data: object, as_of: datetime, *, delivered: bool = Tr
 
 
 def usable_id(value: object) -> str | None:
-    """Return *value* if it can be an id: text of 1 to 255 characters, no outer blanks or controls."""
+    """Return *value* if it can be an id: 1 to 255 characters, no outer blanks, no controls."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or value != value.strip():
         return None
     return None if any(_is_control(character) for character in value) else value
@@ -299,8 +299,9 @@ def _is_metered(price: Mapping[str, Any]) -> bool:
 
 
 def _cents(value: object) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and isinstance(value, int) and abs(value) <= _LARGEST else None
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
+        return None
+    return value
 
 
 def _count(value: object) -> int | None:

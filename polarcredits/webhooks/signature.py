@@ -1,4 +1,4 @@
-"""Signatures of deliveries: Standard Webhooks with both of Polar's key forms (docs/rules.md §8.1)."""
+"""Signatures of deliveries: Standard Webhooks, in both key forms (docs/rules.md §8.1)."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _signer(content: bytes, given: Sequence[str], secrets: Sequence[str]) -> str
     for secret in secrets:
         for key in _keys(secret):
             expected = _signature(key, content).encode()
-            if any([hmac.compare_digest(expected, text.encode()) for text in given]):
+            if any(hmac.compare_digest(expected, text.encode()) for text in given):
                 return secret
     return None
 

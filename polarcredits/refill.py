@@ -1,0 +1,64 @@
+"""Refill: write down what has fallen due, in batches, each its own transaction (docs/rules.md §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from polarcredits.ledger.due import Batch, count_due, settle_batch, settle_one
+from polarcredits.ledger.ledger import Ledger
+
+BATCH = 200
+
+
+@dataclass(slots=True, kw_only=True)
+class RefillReport:
+    """What a refill did; credits as positive integers."""
+
+    at: datetime
+    considered: int = 0
+    granted: int = 0
+    expired: int = 0
+    downgraded: int = 0
+    credits_granted: int = 0
+    credits_expired: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+
+def refill(
+    ledger: Ledger,
+    *,
+    at: datetime | None = None,
+    user: str | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> RefillReport:
+    """Reconcile everybody for whom something is due at *at*; safe to interrupt and to run twice.
+
+    `progress` is called with (done, total). Raises UnknownUser where *user* is none.
+    """
+    call = ledger.call(at)
+    report = RefillReport(at=call.now)
+    if user is not None:
+        _add(report, settle_one(ledger, user, call, dry_run=dry_run))
+        return report
+    total, after = count_due(ledger, call.now), 0
+    while True:
+        batch = settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run)
+        if batch.last is None:
+            return report
+        after = batch.last
+        _add(report, batch)
+        if progress:
+            progress(min(report.considered, total), total)
+
+
+def _add(report: RefillReport, batch: Batch) -> None:
+    report.considered += batch.considered
+    report.granted += batch.granted
+    report.expired += batch.expired
+    report.downgraded += batch.downgraded
+    report.credits_granted += batch.credits_granted
+    report.credits_expired += batch.credits_expired
+    report.failed += batch.failed

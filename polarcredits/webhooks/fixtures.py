@@ -1,0 +1,499 @@
+"""Payloads as Polar sends them, for the demo, `webhooks trigger` and the tests: no I/O, no chance.
+
+A `Story` is one customer with at most one subscription. Its methods are what happens; each returns
+the events that Polar sends for it, in Polar's order, and moves the story's clock.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from polarcredits.periods import Interval, boundary, format_time, parse_time
+from polarcredits.webhooks.signature import sign
+
+Payload = dict[str, Any]
+
+API_VERSION = "2026-10"
+_BETWEEN_EVENTS = timedelta(milliseconds=50)
+
+
+def make_id(*parts: object) -> str:
+    """Return the UUID that stands for *parts*, always the same."""
+    return str(uuid5(NAMESPACE_URL, "polarcredits/" + "/".join(map(str, parts))))
+
+
+def event(type: str, at: datetime, data: Payload) -> Payload:
+    """Return the body of one event; *data* is copied, so that later changes do not reach it."""
+    return {
+        "type": type,
+        "timestamp": format_time(at),
+        "api_version": API_VERSION,
+        "data": json.loads(json.dumps(data)),
+    }
+
+
+def deliver(payload: Payload, *, id: str, secret: str, at: datetime) -> Payload:
+    """Return *payload* as a stored delivery, signed at *at*."""
+    body = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
+    headers = {"user-agent": "polar.sh webhooks", "content-type": "application/json"}
+    return {"headers": headers | sign(body.encode(), id=id, secret=secret, at=at), "body": body}
+
+
+def customer(
+    id: str, *, external_id: str | None, email: str, name: str | None, at: datetime
+) -> Payload:
+    """Return a customer as it was made."""
+    return {
+        "id": id,
+        "created_at": format_time(at),
+        "modified_at": None,
+        "metadata": {},
+        "external_id": external_id,
+        "email": email,
+        "email_verified": False,
+        "type": "individual",
+        "name": name,
+        "billing_name": name,
+        "billing_address": None,
+        "tax_id": None,
+        "locale": "en",
+        "organization_id": make_id("organization"),
+        "default_payment_method_id": None,
+        "deleted_at": None,
+        "first_user_event_at": None,
+        "avatar_url": None,
+    }
+
+
+def subscription(
+    id: str, *, customer_id: str, product_id: str, start: datetime, end: datetime, **fields: Any
+) -> Payload:
+    """Return an active subscription in its first period, without what is embedded in it."""
+    base: Payload = {
+        "created_at": format_time(start),
+        "modified_at": None,
+        "id": id,
+        "amount": 2000,
+        "currency": "usd",
+        "recurring_interval": "month",
+        "recurring_interval_count": 1,
+        "status": "active",
+        "current_period_start": format_time(start),
+        "current_period_end": format_time(end),
+        "current_meter_period_start": None,
+        "current_meter_period_end": None,
+        "trial_start": None,
+        "trial_end": None,
+        "cancel_at_period_end": False,
+        "canceled_at": None,
+        "started_at": format_time(start),
+        "ends_at": None,
+        "ended_at": None,
+        "past_due_at": None,
+        "pause_at_period_end": False,
+        "paused_at": None,
+        "resumes_at": None,
+        "customer_id": customer_id,
+        "product_id": product_id,
+        "discount_id": None,
+        "checkout_id": None,
+        "seats": None,
+        "units": None,
+        "customer_cancellation_reason": None,
+        "customer_cancellation_comment": None,
+        "metadata": {},
+    }
+    return base | fields
+
+
+def order(
+    id: str, *, customer_id: str, product_id: str, reason: str, at: datetime, amount: int,
+    **fields: Any,
+) -> Payload:  # fmt: skip
+    """Return a paid order without its customer, subscription and items; no tax, no discount."""
+    base: Payload = {
+        "id": id,
+        "created_at": format_time(at),
+        "modified_at": None,
+        "status": "paid",
+        "paid": True,
+        "subtotal_amount": amount,
+        "discount_amount": 0,
+        "net_amount": amount,
+        "tax_amount": 0,
+        "total_amount": amount,
+        "applied_balance_amount": 0,
+        "due_amount": max(0, amount),
+        "refunded_amount": 0,
+        "refunded_tax_amount": 0,
+        "currency": "usd",
+        "billing_reason": reason,
+        "billing_name": None,
+        "billing_address": None,
+        "invoice_number": f"DEMO-{id[:8].upper()}",
+        "is_invoice_generated": False,
+        "receipt_number": None,
+        "seats": None,
+        "units": None,
+        "customer_id": customer_id,
+        "product_id": product_id,
+        "discount_id": None,
+        "subscription_id": None,
+        "checkout_id": None,
+        "next_payment_attempt_at": None,
+        "metadata": {},
+        "platform_fee_amount": 0,
+        "platform_fee_currency": None,
+        "discount": None,
+        "subscription": None,
+        "items": [],
+        "description": "Demo",
+        "refundable_amount": max(0, amount),
+        "refundable_tax_amount": 0,
+    }
+    return base | fields
+
+
+def refund(id: str, *, order: Payload, amount: int, status: str, at: datetime) -> Payload:
+    """Return a refund of *order*; as Polar's, it says nothing about the customer but the id."""
+    return {
+        "created_at": format_time(at),
+        "modified_at": None,
+        "id": id,
+        "metadata": {},
+        "status": status,
+        "reason": "customer_request",
+        "amount": amount,
+        "tax_amount": 0,
+        "currency": order["currency"],
+        "organization_id": make_id("organization"),
+        "order_id": order["id"],
+        "subscription_id": order["subscription_id"],
+        "customer_id": order["customer_id"],
+        "revoke_benefits": False,
+        "dispute": None,
+    }
+
+
+class Story:
+    """One customer's life at Polar, told in events."""
+
+    def __init__(
+        self,
+        user: str | None,
+        *,
+        at: datetime,
+        email: str | None = None,
+        name: str | None = None,
+        interval: Interval = "month",
+        metadata: Payload | None = None,
+        seed: str = "story",
+    ) -> None:
+        self.now = at.astimezone(UTC)
+        self.interval: Interval = interval
+        self.metadata = dict(metadata or {})
+        self._seed = (seed, user)
+        self._made = 0
+        self._is_announced = False
+        self.customer = customer(
+            self._id("customer"),
+            external_id=user,
+            email=email or f"{user or 'somebody'}@example.com",
+            name=name,
+            at=self.now,
+        )
+        self.subscription: Payload | None = None
+        self.orders: list[Payload] = []
+        self.refunds: list[Payload] = []
+
+    def purchase(
+        self,
+        product_id: str,
+        at: datetime | None = None,
+        *,
+        amount: int = 2000,
+        seats: int | None = None,
+        trial: timedelta | None = None,
+    ) -> list[Payload]:
+        """Buy a subscription; with *trial* the first period is one, and its order is of 0."""
+        self._go(at)
+        start = self.now
+        end = start + trial if trial else self._after(start)
+        self.subscription = subscription(
+            self._id("subscription"),
+            customer_id=self.customer["id"],
+            product_id=product_id,
+            start=start,
+            end=end,
+            amount=amount,
+            recurring_interval=self.interval,
+            seats=seats,
+            metadata=self.metadata,
+        )
+        if trial:
+            bounds = {"trial_start": format_time(start), "trial_end": format_time(end)}
+            self.subscription |= {"status": "trialing"} | bounds
+        events = self._announce() + self._tell("created", "active", "updated")
+        bought = self._order("subscription_create", 0 if trial else amount)
+        return events + self._tell_order(bought, "created", "updated", "paid", "updated")
+
+    def renewal(self, at: datetime | None = None, *, amount: int | None = None) -> list[Payload]:
+        """Begin the next period, or the first after a trial, and pay for it."""
+        events, due = self._cycle(at, amount)
+        return events + self._pay(due)
+
+    def past_due(self, at: datetime | None = None) -> list[Payload]:
+        """Begin the next period with a charge that fails; the order stays pending."""
+        events, _ = self._cycle(at, None)
+        self._change(status="past_due", past_due_at=format_time(self.now))
+        return events + self._tell("updated", "past_due")
+
+    def recover(self, at: datetime | None = None) -> list[Payload]:
+        """Pay the pending order after all."""
+        self._go(at)
+        self._change(status="active", past_due_at=None)
+        return self._tell("updated", "active") + self._pay(self.orders[-1])
+
+    def cancel_at_period_end(self, at: datetime | None = None) -> list[Payload]:
+        """Cancel, keeping access until the period ends."""
+        self._go(at)
+        ends = self._subscribed()["current_period_end"]
+        self._change(cancel_at_period_end=True, canceled_at=format_time(self.now), ends_at=ends)
+        return self._tell("updated", "canceled")
+
+    def uncancel(self, at: datetime | None = None) -> list[Payload]:
+        """Withdraw the cancellation."""
+        self._go(at)
+        self._change(cancel_at_period_end=False, canceled_at=None, ends_at=None)
+        return self._tell("updated", "uncanceled")
+
+    def revoke(self, at: datetime | None = None) -> list[Payload]:
+        """End access now; at the end of a canceled period Polar sends the same events."""
+        self._go(at)
+        now = format_time(self.now)
+        held = self._subscribed()
+        self._change(
+            status="canceled",
+            canceled_at=held["canceled_at"] or now,
+            ends_at=held["ends_at"] if held["cancel_at_period_end"] else now,
+            ended_at=now,
+        )
+        return self._tell("updated", "canceled", "revoked")
+
+    def plan_change(
+        self, product_id: str, at: datetime | None = None, *, charge: int | None = None
+    ) -> list[Payload]:
+        """Change the product inside the period; a *charge* is invoiced at once as a proration."""
+        self._go(at)
+        self._change(product_id=product_id)
+        events = self._tell("updated")
+        if charge is None:
+            return events
+        changed = self._order("subscription_update", charge, proration=True)
+        return events + self._tell_order(changed, "created", "updated", "paid")
+
+    def seats_change(self, seats: int, at: datetime | None = None) -> list[Payload]:
+        """Change the number of seats inside the period."""
+        self._go(at)
+        self._change(seats=seats)
+        return self._tell("updated")
+
+    def pause_at_period_end(self, at: datetime | None = None) -> list[Payload]:
+        """Ask for a pause when the period ends."""
+        self._go(at)
+        self._change(pause_at_period_end=True)
+        return self._tell("updated")
+
+    def pause(self, at: datetime | None = None) -> list[Payload]:
+        """Pause now."""
+        self._go(at)
+        self._change(status="paused", pause_at_period_end=False, paused_at=format_time(self.now))
+        return self._tell("updated", "paused")
+
+    def resume(self, at: datetime | None = None) -> list[Payload]:
+        """Resume with a new period from now on, and pay for it."""
+        self._go(at)
+        self._change(status="active", paused_at=None, **self._period(self.now))
+        events = self._tell("updated", "resumed")
+        due = self._order("subscription_cycle", self._subscribed()["amount"], status="pending")
+        return events + self._tell_order(due, "created") + self._pay(due)
+
+    def pack(
+        self,
+        product_id: str,
+        at: datetime | None = None,
+        *,
+        amount: int = 1000,
+        units: int | None = None,
+    ) -> list[Payload]:
+        """Buy something once."""
+        self._go(at)
+        bought = self._order("purchase", amount, product_id=product_id, units=units)
+        events = self._announce()
+        return events + self._tell_order(bought, "created", "updated", "paid", "updated")
+
+    def refund(
+        self,
+        amount: int | None = None,
+        at: datetime | None = None,
+        *,
+        order_id: str | None = None,
+        status: str = "succeeded",
+    ) -> list[Payload]:
+        """Refund *amount*, or all that is left, of an order (the last one); pending takes nothing."""
+        self._go(at)
+        refunded = self._find_order(order_id)
+        left = refunded["net_amount"] - refunded["refunded_amount"]
+        made = refund(
+            self._id("refund"),
+            order=refunded,
+            amount=left if amount is None else amount,
+            status=status,
+            at=self.now,
+        )
+        self.refunds.append(made)
+        events = [self._event("refund.created", made)]
+        return events + (self._book(made, made["amount"]) if status == "succeeded" else [])
+
+    def refund_succeeded(self, at: datetime | None = None) -> list[Payload]:
+        """Let the last refund, a pending one, succeed."""
+        self._go(at)
+        made = self.refunds[-1]
+        made |= {"status": "succeeded", "modified_at": format_time(self.now)}
+        return [self._event("refund.updated", made), *self._book(made, made["amount"])]
+
+    def refund_failed(self, at: datetime | None = None) -> list[Payload]:
+        """Let the last refund fail; what it took of its order is given back."""
+        self._go(at)
+        made = self.refunds[-1]
+        was_booked = made["status"] == "succeeded"
+        made |= {"status": "failed", "modified_at": format_time(self.now)}
+        events = [self._event("refund.updated", made)]
+        return events + (self._book(made, -made["amount"]) if was_booked else [])
+
+    def customer_deleted(self, at: datetime | None = None) -> list[Payload]:
+        """Delete the customer, which takes its external id away and ends its subscription."""
+        self._go(at)
+        now = format_time(self.now)
+        self.customer |= {"external_id": None, "deleted_at": now, "modified_at": now}
+        events = [self._event("customer.deleted", self.customer)]
+        held = self.subscription
+        return events + (self.revoke() if held and not held["ended_at"] else [])
+
+    def _go(self, at: datetime | None) -> None:
+        self.now = self.now if at is None else at.astimezone(UTC)
+
+    def _id(self, kind: str) -> str:
+        self._made += 1
+        return make_id(*self._seed, kind, self._made)
+
+    def _event(self, type: str, data: Payload) -> Payload:
+        told = event(type, self.now, data)
+        self.now += _BETWEEN_EVENTS
+        return told
+
+    def _announce(self) -> list[Payload]:
+        if self._is_announced:
+            return []
+        self._is_announced = True
+        state = {"active_subscriptions": [], "granted_benefits": [], "active_meters": []}
+        return [
+            self._event("customer.created", self.customer),
+            self._event("customer.state_changed", self.customer | state),
+        ]
+
+    def _subscribed(self) -> Payload:
+        if self.subscription is None:
+            raise ValueError("this story has no subscription yet: call purchase first")
+        return self.subscription
+
+    def _change(self, **fields: Any) -> None:
+        self._subscribed().update(fields, modified_at=format_time(self.now))
+
+    def _tell(self, *verbs: str) -> list[Payload]:
+        whole = self._subscribed() | {"customer": self.customer, "pending_update": None}
+        return [self._event(f"subscription.{verb}", whole) for verb in verbs]
+
+    def _tell_order(self, told: Payload, *verbs: str) -> list[Payload]:
+        held = self.subscription if told["subscription_id"] else None
+        whole = told | {"customer": self.customer, "subscription": held}
+        return [self._event(f"order.{verb}", whole) for verb in verbs]
+
+    def _after(self, start: datetime) -> datetime:
+        first = parse_time(self.subscription["started_at"]) if self.subscription else start
+        return boundary(start, self.interval, 1, anchor=first.day)
+
+    def _period(self, start: datetime) -> Payload:
+        end = self._after(start)
+        return {"current_period_start": format_time(start), "current_period_end": format_time(end)}
+
+    def _cycle(self, at: datetime | None, amount: int | None) -> tuple[list[Payload], Payload]:
+        """Begin the period after the present one; Polar says so before any money has come."""
+        held = self._subscribed()
+        start = parse_time(held["current_period_end"])
+        self._go(at or start)
+        self._change(status="active", **self._period(start))
+        events = self._tell("cycled", "updated")
+        price = held["amount"] if amount is None else amount
+        due = self._order("subscription_cycle", price, status="pending")
+        return events + self._tell_order(due, "created"), due
+
+    def _pay(self, due: Payload) -> list[Payload]:
+        due |= {"status": "paid", "paid": True, "modified_at": format_time(self.now)}
+        return self._tell_order(due, "updated", "paid", "updated")
+
+    def _order(
+        self, reason: str, amount: int, *, proration: bool = False, **fields: Any
+    ) -> Payload:
+        held = self.subscription if reason != "purchase" else None
+        product_id = fields.pop("product_id", held and held["product_id"])
+        item = {
+            "created_at": format_time(self.now),
+            "modified_at": None,
+            "id": self._id("item"),
+            "label": "Demo",
+            "amount": amount,
+            "tax_amount": 0,
+            "proration": proration,
+            "product_price_id": make_id("price", product_id),
+            "start_timestamp": held and held["current_period_start"],
+            "end_timestamp": held and held["current_period_end"],
+        }
+        made = order(
+            self._id("order"),
+            customer_id=self.customer["id"],
+            product_id=product_id,
+            reason=reason,
+            at=self.now,
+            amount=amount,
+            items=[item],
+            metadata=self.metadata,
+            subscription_id=held and held["id"],
+            seats=held and held["seats"],
+            **fields,
+        )
+        made["paid"] = made["status"] == "paid"
+        self.orders.append(made)
+        return made
+
+    def _find_order(self, order_id: str | None) -> Payload:
+        for made in reversed(self.orders):
+            if order_id in (None, made["id"]):
+                return made
+        raise ValueError(f"this story has no order {order_id}")
+
+    def _book(self, made: Payload, amount: int) -> list[Payload]:
+        refunded = self._find_order(made["order_id"])
+        total = refunded["refunded_amount"] + amount
+        status = "refunded" if total >= refunded["net_amount"] else "partially_refunded"
+        refunded |= {
+            "refunded_amount": total,
+            "refundable_amount": refunded["net_amount"] - total,
+            "status": status if total > 0 else "paid",
+            "modified_at": format_time(self.now),
+        }
+        verbs = ("updated", "refunded") if amount > 0 else ("updated",)
+        return self._tell_order(refunded, *verbs)
