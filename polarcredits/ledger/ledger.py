@@ -106,6 +106,14 @@ class Ledger:
 
         return self.in_transaction(work)
 
+    def link(self, placeholder: str, user: str) -> None:
+        """Give an account `polar:<customer id>` to *user* (docs/rules.md §7.2)."""
+        identity.check_user_id(user)
+        call = self.call()
+        self.in_transaction(
+            lambda connection: identity.link(connection, self.catalog, placeholder, user, call)
+        )
+
     def balance(self, user: str, *, at: datetime | None = None) -> Balance:
         """Return a user's credits, true at *at* (default now). Raises UnknownUser; writes nothing."""
 

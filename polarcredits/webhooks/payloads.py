@@ -6,7 +6,6 @@ drop and rename what it likes; only an object that nothing could refer to is ref
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -23,8 +22,18 @@ from polarcredits.facts import (
     Snapshot,
     SubscriptionFact,
 )
-from polarcredits.periods import parse_time
 from polarcredits.webhooks.canonical import canonical_json
+from polarcredits.webhooks.values import (
+    as_cents,
+    as_count,
+    as_object,
+    as_objects,
+    as_text,
+    as_word,
+    usable_id,
+    usable_time,
+    usable_user_id,
+)
 
 __all__ = [
     "KNOWN_TYPES",
@@ -35,11 +44,6 @@ __all__ = [
     "usable_time",
     "usable_user_id",
 ]
-
-_LARGEST = 2**53
-_LONGEST_ID = 255
-_LONGEST_TEXT = 1000
-_YEARS = range(1971, 9000)
 
 KNOWN_TYPES = frozenset(
     f"{noun}.{verb}"
@@ -84,37 +88,13 @@ def read_facts(type: str, data: object, as_of: datetime, *, delivered: bool = Tr
     return facts
 
 
-def usable_id(value: object) -> str | None:
-    """Return *value* if it can be an id: 1 to 255 characters, no outer blanks, no controls."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or value != value.strip():
-        return None
-    return None if any(_is_control(character) for character in value) else value
-
-
-def usable_user_id(value: object) -> str | None:
-    """Return *value* if it can be a user's id, which our own `polar:…` accounts' cannot (§7.1)."""
-    text = usable_id(value)
-    return None if text is None or text.startswith("polar:") else text
-
-
-def usable_time(value: object) -> datetime | None:
-    """Return the time that *value* names; None for one without a zone or out of all reason."""
-    if not isinstance(value, str):
-        return None
-    try:
-        time = parse_time(value)
-    except ValueError:
-        return None
-    return time if time.year in _YEARS else None
-
-
 def _customer(data: Mapping[str, Any], as_of: datetime, embedded: bool = False) -> CustomerFact:
     return CustomerFact(
         id=_own_id(data),
         snapshot=_snapshot(data, as_of),
         external_id=usable_user_id(data.get("external_id")),
-        email=_text(data.get("email")),
-        name=_text(data.get("name")),
+        email=as_text(data.get("email")),
+        name=as_text(data.get("name")),
         created_at=usable_time(data.get("created_at")),
         deleted_at=usable_time(data.get("deleted_at")),
         embedded=embedded,
@@ -132,9 +112,9 @@ def _subscription(
         id=subscription_id,
         snapshot=_snapshot(data, as_of),
         customer_id=customer_id,
-        status=_word(data.get("status")),
+        status=as_word(data.get("status")),
         product_id=usable_id(data.get("product_id")) or _inner_id(data, "product"),
-        seats=_count(data.get("seats")),
+        seats=as_count(data.get("seats")),
         user_id=_metadata_user(data),
         created_at=usable_time(data.get("created_at")),
         started_at=usable_time(data.get("started_at")),
@@ -155,20 +135,20 @@ def _order(data: Mapping[str, Any], as_of: datetime) -> OrderFact:
     customer_id = _customer_id(data)
     if customer_id is None:
         raise ValueError("the order names no customer")
-    subscription = _object(data.get("subscription"))
-    discount = _cents(data.get("discount_amount")) or 0
-    net = _cents(data.get("net_amount"))
+    subscription = as_object(data.get("subscription"))
+    discount = as_cents(data.get("discount_amount")) or 0
+    net = as_cents(data.get("net_amount"))
     if net is None:
-        net = (_cents(data.get("subtotal_amount")) or 0) - discount
-    total = _cents(data.get("total_amount"))
+        net = (as_cents(data.get("subtotal_amount")) or 0) - discount
+    total = as_cents(data.get("total_amount"))
     if total is None:
-        total = net + (_cents(data.get("tax_amount")) or 0)
+        total = net + (as_cents(data.get("tax_amount")) or 0)
     return OrderFact(
         id=order_id,
         snapshot=_snapshot(data, as_of),
         customer_id=customer_id,
-        status=_word(data.get("status")),
-        billing_reason=_word(data.get("billing_reason")),
+        status=as_word(data.get("status")),
+        billing_reason=as_word(data.get("billing_reason")),
         subscription_id=usable_id(data.get("subscription_id")) or _inner_id(data, "subscription"),
         product_id=usable_id(data.get("product_id")) or _inner_id(data, "product"),
         user_id=_metadata_user(data),
@@ -177,10 +157,10 @@ def _order(data: Mapping[str, Any], as_of: datetime) -> OrderFact:
         total_cents=total,
         discounted=discount > 0
         or usable_id(data.get("discount_id")) is not None
-        or bool(_object(data.get("discount"))),
-        refunded_cents=max(0, _cents(data.get("refunded_amount")) or 0),
-        currency=_word(data.get("currency")),
-        quantity=_count(data.get("units")) or _count(data.get("seats")) or 1,
+        or bool(as_object(data.get("discount"))),
+        refunded_cents=max(0, as_cents(data.get("refunded_amount")) or 0),
+        currency=as_word(data.get("currency")),
+        quantity=as_count(data.get("units")) or as_count(data.get("seats")) or 1,
         items=tuple(_items(data)),
         embedded_period_start=usable_time(subscription.get("current_period_start")),
     )
@@ -189,17 +169,17 @@ def _order(data: Mapping[str, Any], as_of: datetime) -> OrderFact:
 def _items(order: Mapping[str, Any]) -> Iterator[OrderItem]:
     metered = {
         price["id"]
-        for holder in (order, _object(order.get("product")), _object(order.get("subscription")))
-        for price in (*_objects(holder.get("prices")), _object(holder.get("product_price")))
+        for holder in (order, as_object(order.get("product")), as_object(order.get("subscription")))
+        for price in (*as_objects(holder.get("prices")), as_object(holder.get("product_price")))
         if _is_metered(price) and isinstance(price.get("id"), str)
     }
-    for item in _objects(order.get("items")):
+    for item in as_objects(order.get("items")):
         price_id = item.get("product_price_id")
         yield OrderItem(
-            amount_cents=_cents(item.get("amount")) or 0,
+            amount_cents=as_cents(item.get("amount")) or 0,
             proration=item.get("proration") is True,
-            metered=_is_metered(_object(item.get("product_price")))
-            or _is_metered(_object(item.get("price")))
+            metered=_is_metered(as_object(item.get("product_price")))
+            or _is_metered(as_object(item.get("price")))
             or (isinstance(price_id, str) and price_id in metered),
             starts_at=usable_time(item.get("start_timestamp")),
             ends_at=usable_time(item.get("end_timestamp")),
@@ -233,12 +213,12 @@ def _read_refund(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
         snapshot=_snapshot(data, as_of),
         order_id=order_id,
         customer_id=_customer_id(data),
-        status=_word(data.get("status")),
-        amount_cents=max(0, _cents(data.get("amount")) or 0),
+        status=as_word(data.get("status")),
+        amount_cents=max(0, as_cents(data.get("amount")) or 0),
         created_at=usable_time(data.get("created_at")),
     )
-    dispute = _object(data.get("dispute"))
-    dispute_id, status = usable_id(dispute.get("id")), _word(dispute.get("status"))
+    dispute = as_object(data.get("dispute"))
+    dispute_id, status = usable_id(dispute.get("id")), as_word(dispute.get("status"))
     if dispute_id and status:
         yield DisputeFact(
             id=dispute_id,
@@ -275,7 +255,7 @@ def _own_id(data: Mapping[str, Any]) -> str:
 
 
 def _inner_id(data: Mapping[str, Any], key: str) -> str | None:
-    return usable_id(_object(data.get(key)).get("id"))
+    return usable_id(as_object(data.get(key)).get("id"))
 
 
 def _customer_id(data: Mapping[str, Any]) -> str | None:
@@ -283,41 +263,8 @@ def _customer_id(data: Mapping[str, Any]) -> str | None:
 
 
 def _metadata_user(data: Mapping[str, Any]) -> str | None:
-    return usable_user_id(_object(data.get("metadata")).get("user_id"))
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    return usable_user_id(as_object(data.get("metadata")).get("user_id"))
 
 
 def _is_metered(price: Mapping[str, Any]) -> bool:
     return price.get("amount_type") == "metered_unit"
-
-
-def _cents(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
-        return None
-    return value
-
-
-def _count(value: object) -> int | None:
-    number = _cents(value)
-    return number if number is not None and number > 0 else None
-
-
-def _word(value: object) -> str:
-    return usable_id(value) or ""
-
-
-def _text(value: object) -> str | None:
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        return None
-    return "".join(" " if _is_control(c) else c for c in value).strip() or None
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs")

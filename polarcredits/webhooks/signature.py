@@ -15,7 +15,7 @@ from standardwebhooks.webhooks import hmac_data
 
 from polarcredits.errors import InvalidInput
 from polarcredits.webhooks.canonical import load_json
-from polarcredits.webhooks.payloads import usable_id, usable_time
+from polarcredits.webhooks.values import usable_id, usable_time
 
 TOLERANCE = timedelta(minutes=5)
 """How far a live delivery's `webhook-timestamp` may lie from now, either way."""

@@ -1,0 +1,118 @@
+"""The command line: a thin skin over the library, and the one place where errors become exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from polarcredits import __version__
+from polarcredits.cli import credits, data, database, demo, ledger, users, webhooks
+from polarcredits.cli.context import options
+from polarcredits.cli.output import emit, hint
+from polarcredits.errors import PolarCreditsError
+
+app = typer.Typer(
+    name="polarcredits",
+    help="Sell API credits through Polar, and keep a ledger that you can trust.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(credits.app, name="credits")
+app.add_typer(users.app, name="users")
+app.add_typer(data.subscriptions, name="subscriptions")
+app.add_typer(data.payments, name="payments")
+app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(database.app, name="db")
+app.command()(data.plans)
+app.command()(ledger.refill)
+app.command()(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"polarcredits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    config: Annotated[Path | None, typer.Option(help="The polarcredits.toml to use.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="The database: sqlite:///FILE or postgresql://…")
+    ] = None,
+    actor: Annotated[
+        str | None, typer.Option(help="Who is written on entries (default: the system user).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show tracebacks of bugs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before the command; --json may stand anywhere."""
+    options.config = config
+    options.database = database
+    options.actor = actor
+    options.verbose = verbose
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of the contract."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options.json = "--json" in given[:end]
+    given = [word for word in given[:end] if word != "--json"] + given[end:]
+    sys.exit(_run(given))
+
+
+def _run(given: list[str]) -> int:
+    try:
+        code = typer.main.get_command(app).main(
+            given, prog_name="polarcredits", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except PolarCreditsError as error:
+        return _fail(error.code, error.message, error.exit_code, error.fields)
+    except TyperException as error:
+        return _fail("usage", _usage(error), 2, {})
+    except typer.Abort:
+        return _fail("interrupted", "Interrupted.", 130, {})
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError) as error:
+        return _bug(error)
+    except (AttributeError, NameError, TypeError, ValueError, ImportError) as error:
+        return _bug(error)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: TyperException) -> str:
+    tell = getattr(error, "format_message", None)
+    message = str(tell() if tell else error).strip()
+    return message or "Say which command; see: polarcredits --help"
+
+
+def _bug(error: Exception) -> int:
+    if options.verbose:
+        traceback.print_exception(error)
+    return _fail(
+        "internal",
+        f"This is a bug: {type(error).__name__}: {error}. Run with --verbose for more.",
+        1,
+        {},
+    )
+
+
+def _fail(code: str, message: str, exit_code: int, fields: dict[str, object]) -> int:
+    line = " ".join(message.split())
+    document = {"error": {"code": code, "message": line, **fields}}
+    emit(document, lambda: hint(f"Error: {line}"))
+    return exit_code

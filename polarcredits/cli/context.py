@@ -1,0 +1,103 @@
+"""What every command needs, opened on first use: settings, ledger, inbox."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polarcredits.errors import InvalidInput
+from polarcredits.periods import parse_duration, parse_time
+
+if TYPE_CHECKING:
+    from polarcredits.ledger.ledger import Ledger
+    from polarcredits.settings import Settings
+    from polarcredits.webhooks.inbox import Inbox
+
+
+@dataclass(slots=True)
+class Options:
+    """The global options of one run."""
+
+    config: Path | None = None
+    database: str | None = None
+    actor: str | None = None
+    verbose: bool = False
+    json: bool = False
+
+
+options = Options()
+
+
+def settings() -> Settings:
+    """Read the settings."""
+    from polarcredits.settings import load_settings
+
+    return load_settings(config=options.config, database=options.database)
+
+
+def ledger() -> Ledger:
+    """Open the ledger."""
+    from polarcredits.ledger.ledger import Ledger
+
+    known = settings()
+    return Ledger(known.database_url, known.catalog, actor=actor())
+
+
+def inbox(opened: Ledger) -> Inbox:
+    """Open the inbox of a ledger."""
+    from polarcredits.webhooks.inbox import Inbox
+
+    known = settings()
+    secrets = [secret.reveal() for secret in known.webhook_secrets]
+    return Inbox(opened, environment=known.environment, secrets=secrets)
+
+
+def actor() -> str:
+    """Return who is written on entries: --actor, else the system's user."""
+    if options.actor:
+        return f"cli:{options.actor}"
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return "cli:unknown"
+
+
+def time_of(text: str | None, option: str) -> datetime | None:
+    """Return the time that an option names."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise InvalidInput(f"{option}: {error}.") from error
+
+
+def duration_of(text: str | None, option: str) -> timedelta | None:
+    """Return the duration that an option names."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidInput(f"{option}: {error}.") from error
+
+
+def metadata_of(pairs: list[str] | None) -> dict[str, str]:
+    """Return `K=V` options as a mapping."""
+    found: dict[str, str] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InvalidInput(f"--meta {pair!r} is not K=V.")
+        found[key] = value
+    return found
+
+
+def amount_of(text: str) -> int:
+    """Return the whole number that an argument names."""
+    if text.isascii() and text.isdecimal() and len(text) < 25:
+        return int(text)
+    raise InvalidInput(f"{text[:40]!r} is not a whole number of credits above 0.")
