@@ -70,9 +70,7 @@ def _is_number(text: str) -> bool:
     return text.lstrip("+-").replace(",", "").isdecimal()
 
 
-def _rich(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]
-) -> None:
+def _rich(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -123,7 +123,7 @@ def named(error: exc.DBAPIError) -> DatabaseError:
     text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown failure"
     if "database is locked" in text or "lock timeout" in text:
         return DatabaseBusy("The database is locked by another writer; try again.")
-    if "no such table" in text or "does not exist" in text and "relation" in text:
+    if "no such table" in text or ("does not exist" in text and "relation" in text):
         return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
     return DatabaseError(f"The database refused: {text}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from polarcredits.credits import Lot
 from polarcredits.entitlements import Shown
@@ -166,7 +166,7 @@ def history(
             query = query.where(tx.occurred_at < to_micros(until))
         if type is not None:
             query = query.where(tx.type == type)
-        order = (tx.sequence.desc(),)
+        order: tuple[ColumnElement[int], ...] = (tx.sequence.desc(),)
         if len(names) > 1:
             order = (tx.occurred_at.desc(), tx.recorded_at.desc(), *order)
         rows = connection.execute(query.order_by(*order).limit(limit))

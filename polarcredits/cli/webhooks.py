@@ -1,0 +1,213 @@
+"""`polarcredits webhooks …`: take Polar's events in, look at them, apply them again."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polarcredits.cli import context
+from polarcredits.cli.output import emit, progress, say, table, when
+from polarcredits.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from polarcredits.ledger.events import EventRow
+    from polarcredits.webhooks.inbox import Outcome
+
+app = typer.Typer(help="Polar's events: ingest, list, show, retry, replay.", no_args_is_help=True)
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids.")]
+Dry = Annotated[bool, typer.Option(help="Report, but change nothing.")]
+
+
+def _report(outcomes: list[Outcome], *, single: bool) -> None:
+    counts = {
+        "applied": sum(o.status == "applied" and not o.duplicate for o in outcomes),
+        "duplicates": sum(o.duplicate for o in outcomes),
+        "ignored": sum(o.status == "ignored" and not o.duplicate for o in outcomes),
+        "failed": sum(o.status == "failed" and not o.duplicate for o in outcomes),
+        "refused": sum(o.status == "refused" for o in outcomes),
+    }
+    if single and counts["refused"]:
+        raise InvalidInput(outcomes[0].error or "The event was refused.")
+    document: dict[str, Any] = {
+        "events": [
+            {
+                "id": o.id,
+                "type": o.type,
+                "status": o.status,
+                "duplicate": o.duplicate,
+                "user": o.user,
+                "error": o.error,
+            }
+            for o in outcomes
+        ],
+        **counts,
+    }
+
+    def people() -> None:
+        bad = [o for o in outcomes if o.status in ("failed", "refused")]
+        if bad:
+            rows = [(o.status, o.type or "-", o.error or "-") for o in bad]
+            table(("status", "type", "why"), rows, empty="")
+        say(", ".join(f"{count} {name}" for name, count in counts.items()) + ".")
+
+    emit(document, people)
+    if counts["failed"] or counts["refused"]:
+        raise typer.Exit(9)
+
+
+@app.command("ingest")
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="- reads stdin.")],
+    unsigned: Annotated[bool, typer.Option(help="Take payloads without proof.")] = False,
+    allow_triggered: Annotated[bool, typer.Option(help="Take made-up events (sandbox).")] = False,
+    dry_run: Dry = False,
+) -> None:
+    """Take events from files. Example: polarcredits webhooks ingest deliveries.jsonl"""
+    from polarcredits.webhooks.reading import read_elements
+
+    known = context.settings()
+    if allow_triggered and known.environment != "sandbox":
+        raise InvalidInput("--allow-triggered works with POLAR_ENVIRONMENT=sandbox only.")
+    elements = [each for file in files for each in read_elements(_content(file), file)]
+    now = datetime.now(UTC)
+    outcomes = []
+    with context.ledger() as ledger, progress("Ingesting") as done:
+        inbox = context.inbox(ledger)
+        for element in elements:
+            outcomes.append(
+                inbox.ingest(
+                    element,
+                    now=now,
+                    unsigned=unsigned,
+                    allow_triggered=allow_triggered,
+                    dry_run=dry_run,
+                )
+            )
+            done(len(outcomes), len(elements))
+    _report(outcomes, single=len(elements) == 1)
+
+
+def _content(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _document(row: EventRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "type": row.type,
+        "status": row.status,
+        "received_at": row.received_at,
+        "occurred_at": row.occurred_at,
+        "attempts": row.attempts,
+        "user": row.user,
+        "error": row.error,
+    }
+
+
+@app.command("list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="applied, ignored or failed.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
+    since: Annotated[str | None, typer.Option(help="Received from this time on.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+) -> None:
+    """List events, newest first. Example: polarcredits webhooks list --status failed"""
+    with context.ledger() as ledger:
+        rows = context.inbox(ledger).list(
+            status=status,
+            type=type,
+            user=user,
+            since=context.time_of(since, "--since"),
+            limit=limit,
+        )
+    shown = [
+        (when(row.received_at), row.type or "-", row.status, row.user or "-", row.id)
+        for row in rows
+    ]
+    emit(
+        {"events": [_document(row) for row in rows]},
+        lambda: table(("received", "type", "status", "user", "id"), shown, empty="No events."),
+    )
+
+
+@app.command("show")
+def show(id: str) -> None:
+    """Show one event with its payload. Example: polarcredits webhooks show 0b6f…"""
+    import json
+
+    with context.ledger() as ledger:
+        row = context.inbox(ledger).stored(id)
+
+    def people() -> None:
+        say(f"{row.id}: {row.type}, {row.status}, received {when(row.received_at)}")
+        if row.error:
+            say(f"Error: {row.error}")
+        say(json.dumps(row.payload, indent=2, ensure_ascii=False))
+
+    emit({**_document(row), "payload": row.payload}, people)
+
+
+@app.command("retry")
+def retry(
+    ids: Ids = None,
+    all: Annotated[bool, typer.Option("--all", help="Every failed event.")] = False,
+) -> None:
+    """Apply failed events again. Example: polarcredits webhooks retry --all"""
+    if not ids and not all:
+        raise typer.BadParameter("name events, or give --all")
+    with context.ledger() as ledger:
+        inbox = context.inbox(ledger)
+        rows = inbox.list(status="failed", limit=None) if all else _rows(inbox, ids)
+        now = datetime.now(UTC)
+        outcomes = [inbox.again(row, now=now) for row in reversed(rows)]
+    _report(outcomes, single=False)
+
+
+@app.command("replay")
+def replay(
+    ids: Ids = None,
+    since: Annotated[str | None, typer.Option(help="Received from this time on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Received before this time.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Every stored event.")] = False,
+    dry_run: Dry = False,
+) -> None:
+    """Apply stored events again; credits change only where something was missed.
+
+    Example: polarcredits webhooks replay --all
+    """
+    if not (ids or since or until or type or all):
+        raise typer.BadParameter("name events, or give --since, --until, --type or --all")
+    with context.ledger() as ledger, progress("Replaying") as done:
+        inbox = context.inbox(ledger)
+        rows = (
+            _rows(inbox, ids)
+            if ids
+            else inbox.list(
+                type=type,
+                since=context.time_of(since, "--since"),
+                until=context.time_of(until, "--until"),
+                limit=None,
+            )
+        )
+        now = datetime.now(UTC)
+        outcomes = []
+        for row in reversed(rows):
+            outcomes.append(inbox.again(row, now=now, dry_run=dry_run))
+            done(len(outcomes), len(rows))
+    _report(outcomes, single=False)
+
+
+def _rows(inbox: Any, ids: list[str] | None) -> list[EventRow]:
+    return [inbox.stored(id) for id in ids or []]
