@@ -3,6 +3,7 @@
 import os
 
 from alembic import context
+
 from polarcredits.ledger import tables
 from polarcredits.ledger.database import Database
 

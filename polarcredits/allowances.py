@@ -99,9 +99,7 @@ class SubscriptionGrants:
         terms = self._terms(period)
         if terms is None or terms.interval == "lifetime":
             return None
-        inner = [
-            cell.start for cell in self._cells(period) if now < cell.start < self._end(position)
-        ]
+        inner = [cell.start for cell in self._cells(period) if now < cell.start < self._end(position)]
         if inner and period.start in self.confirmed:
             return inner[0]
         return period.end if self.subscription.goes_on and period.end > now else None
@@ -135,20 +133,14 @@ class SubscriptionGrants:
 
     def _cells(self, period: BillingPeriod) -> list[_Cell]:
         """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5)."""
-        known = [
-            terms
-            for v in period.versions
-            if (terms := self._terms(period, v.product_id)) is not None
-        ]
+        known = [terms for v in period.versions if (terms := self._terms(period, v.product_id)) is not None]
         if not known:
             return []
         interval = known[0].interval
         cells = []
         for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
             heard = [v for v in period.versions if v.as_of < end]
-            levels = [v for v in heard if v.as_of <= start][-1:] + [
-                v for v in heard if v.as_of > start
-            ]
+            levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
             levels = levels or list(period.versions[:1])
             worth, plan = self._worth(period, levels, start, end, interval)
             cells.append(_Cell(index, start, end, plan or known[0].name, worth))
@@ -252,9 +244,7 @@ class SubscriptionGrants:
             if late and min(late) > end:
                 lived = [i for i, p in enumerate(self.periods) if p.start <= min(late)][-1]
                 return self._end(lived) if lived > position else end
-        if self.subscription.goes_on and (
-            following is None or following.start not in self.confirmed
-        ):
+        if self.subscription.goes_on and (following is None or following.start not in self.confirmed):
             return end + self._grace(period)
         return end
 

@@ -140,9 +140,7 @@ def fold_payment(
     )
 
 
-def _refunded(
-    latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterable[DisputeFact]
-) -> int:
+def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterable[DisputeFact]) -> int:
     """The order's own sum, and what happened to its refunds after that snapshot (§1.1, §4.8)."""
     last_dispute: dict[str, DisputeFact] = {}
     for dispute in sorted(disputes, key=rank):
@@ -238,8 +236,7 @@ def confirmed_periods(
     before_confirmed = False
     for period in subscription.periods:
         by_order = any(
-            _confirms(payment, period, latest, before_confirmed)
-            for payment in opening.get(period.start, ())
+            _confirms(payment, period, latest, before_confirmed) for payment in opening.get(period.start, ())
         )
         if by_order or (period.first and period.ever_active):
             confirmed[period.start] = None

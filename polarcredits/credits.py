@@ -176,9 +176,7 @@ def reserve(lots: Iterable[Lot], credits: int) -> list[tuple[Lot, int]]:
     return parts
 
 
-def advance(
-    book: Book, desired: Sequence[Desired], now: datetime, as_of: datetime
-) -> list[Posting]:
+def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: datetime) -> list[Posting]:
     """Bring *book* to what *desired* asks for at *now*; return what had to be posted, in order.
 
     `as_of` is when the news counts that changes an existing grant (docs/rules.md §2).
@@ -329,9 +327,7 @@ def _move(carry: Carry, amount: int) -> None:
         carry.target.remaining -= amount
 
 
-def _post(
-    book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, as_of: datetime
-) -> None:
+def _post(book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, as_of: datetime) -> None:
     """Post the difference between what *lot* holds and what it should hold."""
     debt = max(0, book.outstanding(lot, debt=True))
     whole = 0 if lot.withdrawn else max(0, lot.worth - lot.spent)

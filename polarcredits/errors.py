@@ -79,9 +79,7 @@ class KeyReused(InvalidInput):
     code = "key_reused"
 
     def __init__(self, key: str) -> None:
-        super().__init__(
-            f"Idempotency key {key!r} was used for another request. Use a new key.", key=key
-        )
+        super().__init__(f"Idempotency key {key!r} was used for another request. Use a new key.", key=key)
         self.key = key
 
 
@@ -112,9 +110,7 @@ class AccountClosed(InvalidInput):
     code = "account_closed"
 
     def __init__(self, user: str) -> None:
-        super().__init__(
-            f"The account of {user} is closed: its Polar customer was deleted.", user=user
-        )
+        super().__init__(f"The account of {user} is closed: its Polar customer was deleted.", user=user)
         self.user = user
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Literal
 
 Interval = Literal["day", "week", "month", "year", "lifetime"]
@@ -90,4 +91,4 @@ def cut(start: datetime, end: datetime, interval: Interval) -> list[tuple[dateti
     if len(bounds) == 1:
         return [(start, end)]
     bounds[-1] = end
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))

@@ -67,9 +67,7 @@ def upgrade():
         sa.Column("as_of", INT, nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("fields", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint(
-            "kind", "object_id", "as_of", "digest", name=op.f("pk_observations")
-        ),
+        sa.PrimaryKeyConstraint("kind", "object_id", "as_of", "digest", name=op.f("pk_observations")),
         sqlite_strict=True,
     )
     op.create_table(
@@ -164,13 +162,9 @@ def upgrade():
         sa.Column("next_due_at", INT, nullable=False, server_default="0"),
         sa.Column("closed", INT, nullable=False, server_default="0"),
         sa.Column("last_occurred_at", INT, nullable=False, server_default="0"),
-        sa.CheckConstraint(
-            "closed IN (0, 1)", name=op.f("ck_credit_balances_ck_credit_balances_closed")
-        ),
+        sa.CheckConstraint("closed IN (0, 1)", name=op.f("ck_credit_balances_ck_credit_balances_closed")),
         sa.CheckConstraint("held >= 0", name=op.f("ck_credit_balances_ck_credit_balances_held")),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["accounts.id"], name=op.f("fk_credit_balances_account_id")
-        ),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_credit_balances_account_id")),
         sa.PrimaryKeyConstraint("account_id", name=op.f("pk_credit_balances")),
         sqlite_strict=True,
     )
@@ -193,9 +187,7 @@ def upgrade():
         sa.Column("reverses_sequence", INT, nullable=True),
         sa.Column("occurred_at", INT, nullable=False),
         sa.Column("recorded_at", INT, nullable=False),
-        sa.CheckConstraint(
-            "amount <> 0", name=op.f("ck_credit_transactions_ck_credit_transactions_amount")
-        ),
+        sa.CheckConstraint("amount <> 0", name=op.f("ck_credit_transactions_ck_credit_transactions_amount")),
         sa.CheckConstraint(
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name=op.f("ck_credit_transactions_ck_credit_transactions_type"),
@@ -285,15 +277,9 @@ def upgrade():
         sa.Column("target_id", INT, nullable=False),
         sa.Column("debt", INT, nullable=False),
         sa.Column("amount", INT, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["accounts.id"], name=op.f("fk_grant_carries_account_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["source_id"], ["grants.id"], name=op.f("fk_grant_carries_source_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["target_id"], ["grants.id"], name=op.f("fk_grant_carries_target_id")
-        ),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_grant_carries_account_id")),
+        sa.ForeignKeyConstraint(["source_id"], ["grants.id"], name=op.f("fk_grant_carries_source_id")),
+        sa.ForeignKeyConstraint(["target_id"], ["grants.id"], name=op.f("fk_grant_carries_target_id")),
         sa.PrimaryKeyConstraint(
             "account_id", "source_id", "target_id", "debt", name=op.f("pk_grant_carries")
         ),
@@ -309,13 +295,9 @@ def upgrade():
         sa.Column("credits", INT, nullable=False),
         sa.Column("balance_from", INT, nullable=False),
         sa.Column("balance_to", INT, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["accounts.id"], name=op.f("fk_grant_draws_account_id")
-        ),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_grant_draws_account_id")),
         sa.ForeignKeyConstraint(["grant_id"], ["grants.id"], name=op.f("fk_grant_draws_grant_id")),
-        sa.PrimaryKeyConstraint(
-            "account_id", "first_sequence", "position", name=op.f("pk_grant_draws")
-        ),
+        sa.PrimaryKeyConstraint("account_id", "first_sequence", "position", name=op.f("pk_grant_draws")),
         sqlite_strict=True,
     )
     guard_transactions()

@@ -74,9 +74,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(given: list[str]) -> int:
     try:
-        code = typer.main.get_command(app).main(
-            given, prog_name="polarcredits", standalone_mode=False
-        )
+        code = typer.main.get_command(app).main(given, prog_name="polarcredits", standalone_mode=False)
         sys.stdout.flush()
     except PolarCreditsError as error:
         return _fail(error.code, error.message, error.exit_code, error.fields)

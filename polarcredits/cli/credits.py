@@ -15,9 +15,7 @@ from polarcredits.cli.documents import (
 )
 from polarcredits.cli.output import emit, number, say, table, when
 
-app = typer.Typer(
-    help="Credits: show, explain, grant, deduct, hold, history.", no_args_is_help=True
-)
+app = typer.Typer(help="Credits: show, explain, grant, deduct, hold, history.", no_args_is_help=True)
 
 Key = Annotated[str | None, typer.Option(help="The same key again does nothing twice.")]
 Meta = Annotated[list[str] | None, typer.Option(help="K=V, kept with the entry.")]
@@ -124,9 +122,7 @@ def explain(user: str, at: At = None) -> None:
             }
             for each in why.grants
         ],
-        "upcoming": [
-            {"at": next_.at, "what": next_.what, "amount": next_.amount} for next_ in why.upcoming
-        ],
+        "upcoming": [{"at": next_.at, "what": next_.what, "amount": next_.amount} for next_ in why.upcoming],
     }
 
     def people() -> None:
@@ -235,8 +231,7 @@ def hold(
     emit(
         {**hold_document(placed), "available": placed.available},
         lambda: say(
-            f"Holding {number(placed.amount)} for {placed.user} until "
-            f"{when(placed.expires_at)}: {placed.id}"
+            f"Holding {number(placed.amount)} for {placed.user} until {when(placed.expires_at)}: {placed.id}"
         ),
     )
 

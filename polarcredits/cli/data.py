@@ -47,7 +47,7 @@ def plans() -> None:
     }
 
     def people() -> None:
-        rows = [
+        rows: list[tuple[str, str, str, str]] = [
             (plan.name, number(plan.credits), plan.interval, ", ".join(plan.product_ids) or "-")
             for plan in catalog.plans
         ]

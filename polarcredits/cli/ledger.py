@@ -58,9 +58,7 @@ def refill(
 
     with context.ledger() as ledger, progress("Refilling") as done:
         ledger.actor = "refill"
-        report = refilled(
-            ledger, at=context.time_of(at, "--at"), user=user, dry_run=dry_run, progress=done
-        )
+        report = refilled(ledger, at=context.time_of(at, "--at"), user=user, dry_run=dry_run, progress=done)
     document = {
         "at": report.at,
         "considered": report.considered,

@@ -76,8 +76,7 @@ def list_(
             ledger.catalog.plan(plan)
         users = list_users(ledger, plan=plan, limit=limit)
     rows = [
-        (user.id, user.plan, user.status or "-", user.email or "-", when(user.created_at))
-        for user in users
+        (user.id, user.plan, user.status or "-", user.email or "-", when(user.created_at)) for user in users
     ]
     emit(
         {"users": [_document(user) for user in users]},

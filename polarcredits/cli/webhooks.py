@@ -131,10 +131,7 @@ def list_(
             since=context.time_of(since, "--since"),
             limit=limit,
         )
-    shown = [
-        (when(row.received_at), row.type or "-", row.status, row.user or "-", row.id)
-        for row in rows
-    ]
+    shown = [(when(row.received_at), row.type or "-", row.status, row.user or "-", row.id) for row in rows]
     emit(
         {"events": [_document(row) for row in rows]},
         lambda: table(("received", "type", "status", "user", "id"), shown, empty="No events."),

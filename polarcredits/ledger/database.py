@@ -39,15 +39,11 @@ def make_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except exc.ArgumentError:
-        raise DatabaseError(
-            "The database URL cannot be read; see POLARCREDITS_DATABASE_URL."
-        ) from None
+        raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
         return create_engine(parsed, pool_pre_ping=True, pool_size=8)
-    engine = create_engine(
-        parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
-    )
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
@@ -70,11 +66,7 @@ class Database:
         self.engine = make_engine(url)
         self.sqlite = self.engine.dialect.name == "sqlite"
         writing = {"sqlite_begin": "IMMEDIATE"} if self.sqlite else {}
-        reading = (
-            {}
-            if self.sqlite
-            else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        )
+        reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
 

@@ -75,9 +75,7 @@ def settle_one(ledger: Ledger, user: str, call: Call, *, dry_run: bool) -> Batch
     return ledger.in_transaction(work, dry_run=dry_run)
 
 
-def _settle(
-    connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch
-) -> None:
+def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch) -> None:
     loaded = load(connection, account, lock=True)
     was_due = loaded.next_due_at <= to_micros(call.now)
     settled = true_at(connection, catalog, loaded, call)
@@ -105,9 +103,7 @@ def _due(catalog: Catalog, now: int) -> ColumnElement[bool]:
     priced = select(terms.subject).where(terms.subject == "order:" + p.id)
     owners = [
         select(s.owner).where(s.product_id.in_(plans), ~written.exists()),
-        select(p.owner).where(
-            p.product_id.in_(packs), p.subscription_id.is_(None), ~priced.exists()
-        ),
+        select(p.owner).where(p.product_id.in_(packs), p.subscription_id.is_(None), ~priced.exists()),
     ]
     late = [b.account_id.in_(select(a.id).where(a.user_id.in_(owner))) for owner in owners]
     return or_(b.next_due_at <= now, *late)

@@ -56,18 +56,14 @@ def explain(ledger: Ledger, user: str, at: datetime | None = None) -> Explanatio
         past = at is not None and now < ledger.call().now
         stories = movements(connection, account, now if past else None)
         g = t.grants.c
-        causes = connection.execute(
-            select(g.id, g.cause_event).where(g.account_id == account.id)
-        ).all()
+        causes = connection.execute(select(g.id, g.cause_event).where(g.account_id == account.id)).all()
         events = {row.id: row.cause_event for row in causes}
         grants = []
         for number, lot in enumerate(account.book.lots):
             story = list(stories.get(number, ()))
             rest = sum(line.amount for line in story) - lot.remaining
             if rest and lot.expires_at is not None:
-                line = Movement(
-                    type="expire", amount=-rest, occurred_at=lot.expires_at, cause="period end"
-                )
+                line = Movement(type="expire", amount=-rest, occurred_at=lot.expires_at, cause="period end")
                 story.append(line)
             grants.append(_explained(lot, story, events.get(lot.id)))
         grants.sort(key=lambda each: (each.lot.effective_at, each.lot.key))
@@ -110,8 +106,6 @@ def _upcoming(settled: Settled, now: datetime) -> list[Upcoming]:
         plan = settled.entitled.plan
         amount = settled.entitled.next_refill_credits
         coming.append(
-            Upcoming(
-                at=settled.entitled.next_refill_at, what=f"{plan} allowance begins", amount=amount
-            )
+            Upcoming(at=settled.entitled.next_refill_at, what=f"{plan} allowance begins", amount=amount)
         )
     return sorted(coming, key=lambda each: each.at)

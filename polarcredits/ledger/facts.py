@@ -220,9 +220,7 @@ def assign_owners(connection: Connection, customer: str) -> tuple[str, set[str]]
         objects = table.c.customer_id == customer
         before = select(table.c.owner).where(objects, table.c.owner.is_not(None)).distinct()
         touched |= set(connection.execute(before).scalars())
-        connection.execute(
-            update(table).where(objects).values(owner=func.coalesce(table.c.user_id, user))
-        )
+        connection.execute(update(table).where(objects).values(owner=func.coalesce(table.c.user_id, user)))
         touched |= set(connection.execute(before).scalars())
     return user, touched
 

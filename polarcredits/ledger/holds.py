@@ -97,9 +97,7 @@ class Holds:
         meta = requests.check_metadata(metadata)
         call = self._ledger.call(at)
         requests.check_text(key, "The idempotency key")
-        request = requests.digest(
-            kind="hold", amount=amount, ttl=ttl, operation=operation, meta=meta
-        )
+        request = requests.digest(kind="hold", amount=amount, ttl=ttl, operation=operation, meta=meta)
 
         def work(connection: Connection) -> Hold:
             own, account_id = identity.find(connection, user)
@@ -181,9 +179,7 @@ class Holds:
                 balance=account.balance,
                 available=account.available,
             )
-            return receipt, _state(
-                row, account.user, account.available, status="captured", captured=wanted
-            )
+            return receipt, _state(row, account.user, account.available, status="captured", captured=wanted)
 
         return self._ledger.in_transaction(work)
 
@@ -200,9 +196,7 @@ class Holds:
 
         return self._ledger.in_transaction(work)
 
-    def _open(
-        self, connection: Connection, id: str, call: Call
-    ) -> tuple[Row[Any], Settled, OpenHold]:
+    def _open(self, connection: Connection, id: str, call: Call) -> tuple[Row[Any], Settled, OpenHold]:
         h = t.holds.c
         row = connection.execute(select(t.holds).where(h.id == id)).first()
         if row is None:

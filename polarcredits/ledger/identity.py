@@ -71,9 +71,7 @@ def create(
     )
     if not made:
         return False
-    account = connection.execute(
-        select(t.accounts.c.id).where(t.accounts.c.user_id == user)
-    ).scalar_one()
+    account = connection.execute(select(t.accounts.c.id).where(t.accounts.c.user_id == user)).scalar_one()
     insert_once(connection, t.balances, account_id=account)
     loaded = load(connection, account, lock=True)
     if plan.credits:
@@ -93,9 +91,7 @@ def add(
 ) -> bool:
     """Make an account, or update the e-mail and name of the one that is there (False)."""
     if user.startswith(PLACEHOLDER):
-        raise InvalidInput(
-            f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers."
-        )
+        raise InvalidInput(f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers.")
     if create(connection, catalog, user, call, email=email, name=name):
         return True
     given = {key: value for key, value in (("email", email), ("name", name)) if value}
@@ -140,14 +136,10 @@ def account_or_none(connection: Connection, user: str) -> int | None:
     return connection.execute(select(a.id).where(a.user_id == user)).scalar()
 
 
-def adopt(
-    connection: Connection, catalog: Catalog, placeholder: str, user: str, call: Call
-) -> None:
+def adopt(connection: Connection, catalog: Catalog, placeholder: str, user: str, call: Call) -> None:
     """Let the account *placeholder*, if there is one, become *user*'s with all its history."""
     a = t.accounts.c
-    source = connection.execute(
-        select(a.id).where(a.user_id == placeholder, a.alias_of.is_(None))
-    ).scalar()
+    source = connection.execute(select(a.id).where(a.user_id == placeholder, a.alias_of.is_(None))).scalar()
     if source is None or placeholder == user:
         return
     target = account_or_none(connection, user)
@@ -184,9 +176,7 @@ def _renamed(key: str, before: str, after: str) -> str:
     return key
 
 
-def _merge(
-    connection: Connection, source: LoadedAccount, target: LoadedAccount, call: Call
-) -> None:
+def _merge(connection: Connection, source: LoadedAccount, target: LoadedAccount, call: Call) -> None:
     """Move holds and grants; what was spent of a grant that the user has too is charged to that."""
     source.save(connection, call)
     keys = {lot.key: lot for lot in target.book.lots}
@@ -211,13 +201,9 @@ def _merge(
             twin.carried_in += due
             target.book.carries.append(Carry(lot, twin, due))
     g, h = t.grants.c, t.holds.c
+    connection.execute(update(t.grants).where(g.account_id == source.id).values(account_id=target.id))
     connection.execute(
-        update(t.grants).where(g.account_id == source.id).values(account_id=target.id)
-    )
-    connection.execute(
-        update(t.holds)
-        .where(h.account_id == source.id, h.status == "open")
-        .values(account_id=target.id)
+        update(t.holds).where(h.account_id == source.id, h.status == "open").values(account_id=target.id)
     )
     target.holds += source.holds
     target.held += source.held
@@ -238,9 +224,7 @@ def settle_all(
     """Reconcile several accounts, locked in id order, and write them."""
     done = []
     for account in sorted(accounts):
-        settled = true_at(
-            connection, catalog, load(connection, account, lock=True), call, news=news
-        )
+        settled = true_at(connection, catalog, load(connection, account, lock=True), call, news=news)
         write(connection, settled, call)
         done.append(settled)
     return done

@@ -51,9 +51,7 @@ def apply_facts(
     return first
 
 
-def _catch_up(
-    connection: Connection, catalog: Catalog, customers: Iterable[str], call: Call
-) -> None:
+def _catch_up(connection: Connection, catalog: Catalog, customers: Iterable[str], call: Call) -> None:
     """Write down what fell due before the news, by the facts as they then stood."""
     users = {owner_of_customer(connection, customer) for customer in customers}
     b, a = t.balances.c, t.accounts.c

@@ -133,9 +133,7 @@ class Ledger:
         loaded = self._load(connection, user, lock=False)
         call = self.call(at)
         now = call.now if at else ledger_time(loaded, call.now)
-        return true_at(
-            connection, self.catalog, loaded, Call(now=now, wall=call.wall, actor=self.actor)
-        )
+        return true_at(connection, self.catalog, loaded, Call(now=now, wall=call.wall, actor=self.actor))
 
     def deduct(
         self,
@@ -157,9 +155,7 @@ class Ledger:
         given = None if amount is None else requests.check_amount(amount)
         cost = self.catalog.cost(operation) * quantity if given is None else given
         if cost == 0:
-            raise InvalidInput(
-                f"Operation {operation!r} costs nothing; there is nothing to deduct."
-            )
+            raise InvalidInput(f"Operation {operation!r} costs nothing; there is nothing to deduct.")
         requests.check_amount(cost, "The cost")
         call = self.call(at)
         meta = requests.check_metadata(metadata)
@@ -370,9 +366,7 @@ class Ledger:
     ) -> Receipt:
         entry = transaction(row, user)
         balance = entry.balance_after if replayed else account.balance
-        return Receipt(
-            transaction=entry, balance=balance, available=account.available, replayed=replayed
-        )
+        return Receipt(transaction=entry, balance=balance, available=account.available, replayed=replayed)
 
 
 def refuse_earlier(account: LoadedAccount, call: Call, explicit: bool) -> None:

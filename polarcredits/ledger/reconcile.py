@@ -105,9 +105,7 @@ def write(connection: Connection, settled: Settled, call: Call) -> None:
     account.save(connection, call)
     for hold, status, captured in account.closed_holds:
         ended = update(t.holds).where(t.holds.c.id == hold)
-        connection.execute(
-            ended.values(status=status, captured=captured, closed_at=to_micros(call.now))
-        )
+        connection.execute(ended.values(status=status, captured=captured, closed_at=to_micros(call.now)))
     account.closed_holds.clear()
     for (subject, product), terms in entitled.new_terms.items():
         insert_once(
@@ -131,9 +129,7 @@ def lapse(account: LoadedAccount, now: datetime) -> None:
 
 def _next_due(account: LoadedAccount, entitled: Entitlements, now: datetime) -> int:
     times = [entitled.next_change_at] if entitled.next_change_at else []
-    times += [
-        lot.expires_at for lot in account.book.lots if lot.expires_at and lot.expires_at > now
-    ]
+    times += [lot.expires_at for lot in account.book.lots if lot.expires_at and lot.expires_at > now]
     times += [hold.expires_at for hold in account.holds]
     return min((to_micros(time) for time in times), default=FOREVER)
 
@@ -148,9 +144,7 @@ def known_terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, 
     subjects = [f"period:{s.latest.id}:" for s in facts.subscriptions]
     found: dict[tuple[str, str], Terms] = {}
     for prefix in subjects:
-        rows = connection.execute(
-            select(t.terms).where(c.subject >= prefix, c.subject < prefix + "~")
-        )
+        rows = connection.execute(select(t.terms).where(c.subject >= prefix, c.subject < prefix + "~"))
         found.update({(r.subject, r.product_id): _TERMS.validate_json(r.terms) for r in rows})
     orders = [f"order:{p.latest.id}" for p in facts.payments if not p.latest.subscription_id]
     for at in range(0, len(orders), 500):
@@ -159,9 +153,7 @@ def known_terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, 
     return found
 
 
-def refill_due(
-    connection: Connection, at: datetime, *, after: int, limit: int
-) -> list[tuple[int, str]]:
+def refill_due(connection: Connection, at: datetime, *, after: int, limit: int) -> list[tuple[int, str]]:
     """Return the next accounts for which something has fallen due, in id order, locked."""
     b, a = t.balances.c, t.accounts.c
     query = (

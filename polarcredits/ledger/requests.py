@@ -62,9 +62,7 @@ def digest(**request: Any) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def find_key(
-    connection: Connection, accounts: tuple[int, ...], key: str, request: str
-) -> Row[Any] | None:
+def find_key(connection: Connection, accounts: tuple[int, ...], key: str, request: str) -> Row[Any] | None:
     """Return the entry or hold that used *key*; KeyReused if it asked for something else."""
     tx, h = t.transactions.c, t.holds.c
     for account in dict.fromkeys(accounts):
@@ -82,8 +80,6 @@ def find_key(
 def refuse_if_reversed(connection: Connection, account: int, sequence: int) -> None:
     """Raise AlreadyReversed if a deduction was given back."""
     tx = t.transactions.c
-    query = select(tx.sequence).where(
-        tx.reverses_account == account, tx.reverses_sequence == sequence
-    )
+    query = select(tx.sequence).where(tx.reverses_account == account, tx.reverses_sequence == sequence)
     if connection.execute(query).first() is not None:
         raise AlreadyReversed(transaction_id(account, sequence))

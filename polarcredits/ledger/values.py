@@ -14,7 +14,7 @@ from polarcredits.periods import from_micros
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Credits of a user; `available` is `balance` less `held`, `owed` what the next allowance starts with as used."""
+    """Credits of a user: `available` is `balance` less `held`; the next allowance starts with `owed` used."""
 
     balance: int
     held: int

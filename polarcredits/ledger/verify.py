@@ -78,7 +78,8 @@ def _account(connection: Connection, account: int, user: str) -> tuple[int, list
             problems.append(_problem("time", user, f"entry {sequence} runs back in time"))
         occurred = entry.occurred_at
     if stored.balance != balance:
-        detail = f"balance is {stored.balance}, entries add up to {balance} (off by {stored.balance - balance})"
+        off = stored.balance - balance
+        detail = f"balance is {stored.balance}, entries add up to {balance} (off by {off:+})"
         problems.append(_problem("balance", user, detail))
     if stored.sequence != sequence:
         detail = f"sequence is {stored.sequence}, there are {sequence} entries"
@@ -90,9 +91,7 @@ def _grants(connection: Connection, account: int, user: str, balance: int) -> It
     """Check that grants hold what their movements say, and holds what they reserve."""
     h = t.holds.c
     reserved = connection.execute(
-        select(func.coalesce(func.sum(h.amount), 0)).where(
-            h.account_id == account, h.status == "open"
-        )
+        select(func.coalesce(func.sum(h.amount), 0)).where(h.account_id == account, h.status == "open")
     ).scalar_one()
     try:
         loaded = load(connection, account, lock=False)

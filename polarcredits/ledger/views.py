@@ -155,9 +155,7 @@ def history(
 
     def work(connection: Connection) -> list[Transaction]:
         account = account_of(connection, user)
-        whose = connection.execute(
-            select(a.id, a.user_id).where((a.id == account) | (a.alias_of == account))
-        )
+        whose = connection.execute(select(a.id, a.user_id).where((a.id == account) | (a.alias_of == account)))
         names = {row.id: row.user_id for row in whose}
         query = select(t.transactions).where(tx.account_id.in_(names))
         if since is not None:
@@ -221,9 +219,7 @@ def list_subscriptions(
     return ledger.reading(work)
 
 
-def list_payments(
-    ledger: Ledger, *, user: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
+def list_payments(ledger: Ledger, *, user: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
     """Return orders, newest first; cents before tax."""
     p = t.payments.c
     query = select(t.payments).order_by(p.created_at.desc(), p.id).limit(limit)

@@ -43,10 +43,7 @@ class Broken:
 
 Element = StoredDelivery | BarePayload | Broken
 
-_NEITHER = (
-    "it is neither a stored delivery with headers and body nor a payload with type, timestamp "
-    "and data"
-)
+_NEITHER = "it is neither a stored delivery with headers and body nor a payload with type, timestamp and data"
 
 
 def read_elements(data: bytes, where: str) -> list[Element]:
