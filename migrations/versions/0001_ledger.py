@@ -36,7 +36,7 @@ def guard_transactions():
 def upgrade():
     op.create_table(
         "accounts",
-        sa.Column("id", INT, nullable=True),
+        sa.Column("id", INT, nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("email", sa.Text(), nullable=True),
         sa.Column("name", sa.Text(), nullable=True),
@@ -211,7 +211,7 @@ def upgrade():
     op.create_index("ix_credit_transactions_grant", "credit_transactions", ["grant_id"])
     op.create_table(
         "grants",
-        sa.Column("id", INT, nullable=True),
+        sa.Column("id", INT, nullable=False),
         sa.Column("account_id", INT, nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),

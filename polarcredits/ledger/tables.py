@@ -29,10 +29,16 @@ def _text(*, key: bool = False) -> Any:
 
 def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
     args = [ForeignKey(to)] if to else []
-    options: dict[str, Any] = {"primary_key": key}
+    options: dict[str, Any] = {}
     if default is not None:
         options["server_default"] = str(default)
-    return Field(default=default, sa_type=kind, sa_column_args=args, sa_column_kwargs=options)
+    return Field(
+        default=default,
+        primary_key=key,
+        sa_type=kind,
+        sa_column_args=args,
+        sa_column_kwargs=options,
+    )
 
 
 class Account(SQLModel, table=True):
