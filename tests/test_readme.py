@@ -65,7 +65,7 @@ def test_commands_exist_with_their_options(command: str, tmp_path: Path) -> None
     """Every command and option that a block names is in that command's help."""
     words = shlex.split(command)[1:]
     options = [word.split("=")[0] for word in words if word.startswith("--")]
-    path = []
+    path: list[str] = []
     for word in words:
         if not re.fullmatch(r"[a-z-]+", word) or len(path) == 2:
             break

@@ -12,9 +12,7 @@ def canonical_json(value: object) -> str:
     """Return *value* as ASCII JSON with sorted keys and no spaces; ValueError if it has none."""
     plain = dict(value) if isinstance(value, Mapping) else value
     try:
-        return json.dumps(
-            plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-        )
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except TypeError as error:

@@ -305,9 +305,7 @@ class Story:
         due |= {"status": "paid", "paid": True, "modified_at": format_time(self.now)}
         return self._tell_order(due, "updated", "paid", "updated")
 
-    def _order(
-        self, reason: str, amount: int, *, proration: bool = False, **fields: Any
-    ) -> Payload:
+    def _order(self, reason: str, amount: int, *, proration: bool = False, **fields: Any) -> Payload:
         held = self.subscription if reason != "purchase" else None
         product_id = fields.pop("product_id", held and held["product_id"])
         item = {

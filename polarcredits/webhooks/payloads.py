@@ -242,9 +242,7 @@ def _inner_customer(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
 
 
 def _snapshot(data: Mapping[str, Any], as_of: datetime) -> Snapshot:
-    return Snapshot(
-        as_of=as_of, modified_at=usable_time(data.get("modified_at")), body=canonical_json(data)
-    )
+    return Snapshot(as_of=as_of, modified_at=usable_time(data.get("modified_at")), body=canonical_json(data))
 
 
 def _own_id(data: Mapping[str, Any]) -> str:

@@ -37,9 +37,7 @@ def deliver(payload: Payload, *, id: str, secret: str, at: datetime) -> Payload:
     return {"headers": headers | sign(body.encode(), id=id, secret=secret, at=at), "body": body}
 
 
-def customer(
-    id: str, *, external_id: str | None, email: str, name: str | None, at: datetime
-) -> Payload:
+def customer(id: str, *, external_id: str | None, email: str, name: str | None, at: datetime) -> Payload:
     """Return a customer as it was made."""
     return {
         "id": id,

@@ -82,9 +82,7 @@ def verify(
     if secret is None:
         organization = _signer(content, given, list(_organizations(raw))) is not None
         if not organization:
-            raise SignatureRefused(
-                "mismatch", "The signature matches no secret in POLAR_WEBHOOK_SECRET."
-            )
+            raise SignatureRefused("mismatch", "The signature matches no secret in POLAR_WEBHOOK_SECRET.")
     if now is not None and abs(now - sent_at) > TOLERANCE:
         raise SignatureRefused("stale", "webhook-timestamp is more than 5 minutes from now.")
     payload = _payload(raw)
@@ -191,9 +189,7 @@ def _organizations(raw: bytes) -> Iterator[str]:
         if not isinstance(value, dict):
             continue
         found = [value.get("organization_id")]
-        if str(value.get("type")).startswith("organization.") and isinstance(
-            value.get("data"), dict
-        ):
+        if str(value.get("type")).startswith("organization.") and isinstance(value.get("data"), dict):
             found.append(value["data"].get("id"))
         for text in found:
             if isinstance(text, str) and _UUID.fullmatch(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_whole_life() -> None:
     assert events != live(Story("alice", at=AT, seed="other"))
     assert all(read_facts(event["type"], event["data"], AT) for event in events)
     times = [usable_time(event["timestamp"]) for event in events]
-    assert all(one < two for one, two in zip(times, times[1:], strict=False) if one and two)
+    assert all(one < two for one, two in itertools.pairwise(times) if one and two)
 
 
 @pytest.mark.parametrize("secret", [SECRET, "whsec_" + "A" * 43 + "="])

@@ -37,15 +37,11 @@ def test_recorded_files() -> None:
 def test_a_stored_delivery() -> None:
     """The body's bytes are those that were received; headers are found in any case."""
     (one,) = read(STORED)
-    assert one == StoredDelivery(
-        where="f:1", headers={"webhook-id": "e1"}, raw='{"a": "ö"}'.encode()
-    )
+    assert one == StoredDelivery(where="f:1", headers={"webhook-id": "e1"}, raw='{"a": "ö"}'.encode())
     pairs = [["Webhook-Id", "e1"], ["webhook-id", "e2"], ["n", 5], ["none", None]]
     encoded = base64.b64encode(b"\xff{").decode()
     (other,) = read({"headers": pairs, "body": "ignored", "body_base64": encoded})
-    assert other == StoredDelivery(
-        where="f:1", headers={"webhook-id": "e1", "n": "5"}, raw=b"\xff{"
-    )
+    assert other == StoredDelivery(where="f:1", headers={"webhook-id": "e1", "n": "5"}, raw=b"\xff{")
     assert read(STORED | {"body_base64": None}) == [one]
 
 
