@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, select
@@ -40,12 +41,13 @@ def apply_facts(
         adopt(connection, catalog, PLACEHOLDER + customer, user, call)
         touched |= users
         first = first or user
+    known_since = replace(call, now=min(call.now, news))
     accounts: set[int] = set()
     for user in sorted(touched):
         try:
             accounts.add(account_of(connection, user))
         except UnknownUser:
-            create(connection, catalog, user, call)
+            create(connection, catalog, user, known_since)
             accounts.add(account_of(connection, user))
     settle_all(connection, catalog, list(accounts), call, news)
     return first

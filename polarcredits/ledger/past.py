@@ -5,12 +5,13 @@ Entries name their grant, but deductions do not: their shares follow from their 
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from polarcredits.credits import Lot
 from polarcredits.entitlements import entitlements
@@ -47,13 +48,12 @@ def movements(
         found[number].append(_line(row, row["amount"]))
     for number, line in _spent(connection, account, place, stop):
         found[number].append(line)
-    if until is None:
-        for carry in book.carries:
-            if carry.debt:
-                now = from_micros(account.last_occurred_at)
-                for lot, amount in ((carry.source, carry.amount), (carry.target, -carry.amount)):
-                    line = Movement(type="adjust", amount=amount, occurred_at=now, cause="debt")
-                    found[book.lots.index(lot)].append(line)
+    for carry in book.carries:
+        since = carry.target.effective_at
+        if carry.debt and (until is None or since <= until):
+            for lot, amount in ((carry.source, carry.amount), (carry.target, -carry.amount)):
+                line = Movement(type="adjust", amount=amount, occurred_at=since, cause="debt")
+                found[book.lots.index(lot)].append(line)
     for lines in found.values():
         lines.sort(key=lambda line: line.occurred_at)
     return found
@@ -176,32 +176,38 @@ def as_it_was(ledger: Ledger, connection: Connection, user: str, at: datetime) -
     """Return an account as its entries up to *at* tell, with expiry and lapse applied at *at*."""
     account = load(connection, account_of(connection, user), lock=False)
     lines = movements(connection, account, at)
+    reserved = _reserved(connection, account.id, to_micros(at))
     kept: list[Lot] = []
     for number, lot in enumerate(account.book.lots):
         story = lines.get(number)
         if not story:
             continue
-        used = -sum(line.amount for line in story if line.type in ("deduct", "reversal"))
         lot.remaining = sum(line.amount for line in story)
-        lot.used, lot.carried_in, lot.clawed, lot.held = used, 0, 0, 0
-        lot.gross = lot.remaining + used
+        lot.used = -sum(line.amount for line in story if line.type in ("deduct", "reversal"))
+        lot.clawed, lot.held = 0, reserved.get(lot.id or 0, 0)
+        lot.gross = max(0, lot.remaining) + lot.spent
         if lot.lapsed(at):
-            lot.remaining = 0
+            lot.remaining = min(lot.remaining, lot.held)
         kept.append(lot)
     account.book.lots, account.book.carries = kept, []
     account.balance = sum(lot.remaining for lot in kept)
-    account.held = _held(connection, account.id, to_micros(at))
+    account.held = sum(reserved.values())
     facts = account_facts(connection, account.user)
     entitled = entitlements(facts, known_terms(connection, facts), ledger.catalog, at)
     return Settled(account=account, facts=facts, entitled=entitled)
 
 
-def _held(connection: Connection, account: int, at: int) -> int:
+def _reserved(connection: Connection, account: int, at: int) -> dict[int, int]:
+    """Return what open holds reserved on each grant at *at*."""
     h = t.holds.c
-    query = select(func.coalesce(func.sum(h.amount), 0)).where(
+    query = select(h.parts).where(
         h.account_id == account,
         h.placed_at <= at,
         h.expires_at > at,
         or_(h.closed_at.is_(None), h.closed_at > at),
     )
-    return int(connection.execute(query).scalar_one())
+    held: dict[int, int] = defaultdict(int)
+    for parts in connection.execute(query).scalars():
+        for grant, credits in json.loads(parts):
+            held[grant] += credits
+    return held

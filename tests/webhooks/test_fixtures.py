@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -144,11 +145,8 @@ def test_endings() -> None:
     assert canceled.cancel_at_period_end
     assert canceled.ends_at == canceled.current_period_end
     over = last(story.revoke(canceled.ends_at), "subscription.revoked")
-    assert (over.status, over.ended_at, over.ends_at) == (
-        "canceled",
-        canceled.ends_at,
-        over.ends_at,
-    )
+    assert over.status == "canceled"
+    assert over.ended_at == over.ends_at == canceled.ends_at
     other = Story("bob", at=AT)
     other.purchase("pro")
     deleted = other.customer_deleted(AT + DAY)
