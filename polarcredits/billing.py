@@ -147,20 +147,30 @@ def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterab
         last_dispute[dispute.id] = dispute
     if any(dispute.status in ("lost", "prevented") for dispute in last_dispute.values()):
         return max(0, latest.net_cents)
-    seen: dict[str, list[RefundFact]] = {}
+    histories: dict[str, list[RefundFact]] = {}
     for refund in sorted(refunds, key=rank):
-        seen.setdefault(refund.id, []).append(refund)
-    total = latest.refunded_cents
-    for history in seen.values():
-        amount = history[-1].amount_cents
+        histories.setdefault(refund.id, []).append(refund)
+    told = latest.snapshot.as_of
+    total, unexplained = latest.refunded_cents, latest.refunded_cents
+    later: list[tuple[datetime, str, int, bool]] = []
+    for id, history in histories.items():
+        amount, last = history[-1].amount_cents, history[-1].status
         succeeded = next((f.snapshot.as_of for f in history if f.status == "succeeded"), None)
-        if history[-1].status == "succeeded":
-            if succeeded is not None and succeeded > latest.snapshot.as_of:
-                total += amount
-        elif succeeded is not None and succeeded <= latest.snapshot.as_of:
-            failed = next(f.snapshot.as_of for f in history if f.status == history[-1].status)
-            if max(failed, history[-1].snapshot.as_of) > latest.snapshot.as_of:
+        if succeeded is None:
+            continue
+        since = next(f.snapshot.as_of for f in history if f.status == last)
+        if last == "succeeded" and succeeded > told:
+            known_before = (history[0].created_at or succeeded) <= told
+            later.append((succeeded, id, amount, known_before))
+        elif succeeded <= told:
+            unexplained -= amount
+            if last != "succeeded" and since > told:
                 total -= amount
+    for _, _, amount, known_before in sorted(later):
+        if known_before and unexplained >= amount:
+            unexplained -= amount
+        else:
+            total += amount
     return min(max(0, total), max(0, latest.net_cents))
 
 

@@ -57,6 +57,7 @@ class Story:
         self.metadata = dict(metadata or {})
         self._seed = (seed, user)
         self._made = 0
+        self._anchor = self.now.day
         self._is_announced = False
         self.customer = customer(
             self._id("customer"),
@@ -81,6 +82,7 @@ class Story:
         """Buy a subscription; with *trial* the first period is one, and its order is of 0."""
         self._go(at)
         start = self.now
+        self._anchor = (start + trial if trial else start).day
         end = start + trial if trial else self._after(start)
         self.subscription = subscription(
             self._id("subscription"),
@@ -176,6 +178,7 @@ class Story:
     def resume(self, at: datetime | None = None) -> list[Payload]:
         """Resume with a new period from now on, and pay for it."""
         self._go(at)
+        self._anchor = self.now.day
         self._change(status="active", paused_at=None, **self._period(self.now))
         events = self._tell("updated", "resumed")
         due = self._order("subscription_cycle", self._subscribed()["amount"], status="pending")
@@ -283,8 +286,7 @@ class Story:
         return [self._event(f"order.{verb}", whole) for verb in verbs]
 
     def _after(self, start: datetime) -> datetime:
-        first = parse_time(self.subscription["started_at"]) if self.subscription else start
-        return boundary(start, self.interval, 1, anchor=first.day)
+        return boundary(start, self.interval, 1, anchor=self._anchor)
 
     def _period(self, start: datetime) -> Payload:
         end = self._after(start)
