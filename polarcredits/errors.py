@@ -18,6 +18,7 @@ PolarCreditsError
 
 from __future__ import annotations
 
+import shlex
 from typing import ClassVar
 
 
@@ -44,7 +45,9 @@ class UnknownUser(NotFound):
     """No account has this user id."""
 
     def __init__(self, user: str) -> None:
-        super().__init__(f"No user {user!r}. Add it with: polarcredits users add {user}", user=user)
+        super().__init__(
+            f"No user {user!r}. Add it with: polarcredits users add {shlex.quote(user)}", user=user
+        )
         self.user = user
 
 

@@ -79,6 +79,9 @@ def _run(given: list[str]) -> int:
     except PolarCreditsError as error:
         return _fail(error.code, error.message, error.exit_code, error.fields)
     except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError" and not options.json:
+            hint(str(error))
+            return 2
         return _fail("usage", _usage(error), 2, {})
     except typer.Abort:
         return _fail("interrupted", "Interrupted.", 130, {})

@@ -120,13 +120,13 @@ def named(error: exc.DBAPIError) -> DatabaseError:
     return DatabaseError(f"The database refused: {text}")
 
 
-def private_file(path: Path) -> None:
-    """Make an empty file that only its owner can read."""
+def private_file(path: Path, wanted: Path) -> None:
+    """Make an empty file that only its owner can read; errors name the file that was *wanted*."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
-        raise DatabaseError(f"Cannot make the database {path}: {error.strerror}.") from error
+        raise DatabaseError(f"Cannot make the database {wanted}: {error.strerror}.") from error
 
 
 def insert_once(connection: Connection, table: Table, **values: object) -> bool:

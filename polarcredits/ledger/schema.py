@@ -64,10 +64,14 @@ def upgrade(database: Database) -> None:
 def make_if_absent(url: str) -> None:
     """Make and migrate a SQLite database that does not exist yet; whoever is first wins, whole."""
     path = sqlite_path(url)
-    if path is None or path.exists():
+    if path is None:
+        return
+    if path.is_dir():
+        raise DatabaseError(f"{path} is a directory, not a database; name a file.")
+    if path.exists():
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    private_file(draft)
+    private_file(draft, path)
     try:
         fresh = Database(f"sqlite:///{draft}")
         try:
@@ -108,7 +112,7 @@ def backup(database: Database, target: Path) -> None:
         raise DatabaseError("This is PostgreSQL: make a backup with pg_dump.")
     if target.exists():
         raise DatabaseError(f"{target} exists already; name another file.")
-    private_file(target)
+    private_file(target, target)
     with failures(), database.engine.connect() as connection:
         source = connection.connection.driver_connection
         copy = sqlite3.connect(target)
