@@ -87,6 +87,7 @@ class LoadedAccount:
     closed_holds: list[tuple[str, str, int]] = field(default_factory=list)
     _draws: list[tuple[int, int, Draw]] = field(default_factory=list)
     _entries: list[tuple[dict[str, Any], Lot | None]] = field(default_factory=list)
+    _stored: dict[int, dict[str, Any]] = field(default_factory=dict)
     _known_carries: set[tuple[int, int, bool]] = field(default_factory=set)
 
     @property
@@ -156,25 +157,35 @@ class LoadedAccount:
         self.holds.remove(hold)
         self.closed_holds.append((hold.id, status, captured))
 
+    def _save_draws(self, connection: Connection) -> None:
+        drawn: dict[int, int] = {}
+        rows = []
+        for first, last, draw in self._draws:
+            drawn[first] = drawn.get(first, -1) + 1
+            rows.append(
+                {
+                    "account_id": self.id,
+                    "first_sequence": first,
+                    "last_sequence": last,
+                    "position": drawn[first],
+                    "grant_id": draw.lot.id,
+                    "credits": draw.credits,
+                    "balance_from": draw.balance_from,
+                    "balance_to": draw.balance_to,
+                }
+            )
+        if rows:
+            connection.execute(insert(t.draws), rows)
+
     def save(self, connection: Connection, call: Call) -> None:
         """Write everything that changed."""
         for lot in self.book.lots:
-            _save_lot(connection, self.id, lot, call)
-        drawn: dict[int, int] = {}
-        for first, last, draw in self._draws:
-            drawn[first] = drawn.get(first, -1) + 1
-            connection.execute(
-                insert(t.draws).values(
-                    account_id=self.id,
-                    first_sequence=first,
-                    last_sequence=last,
-                    position=drawn[first],
-                    grant_id=draw.lot.id,
-                    credits=draw.credits,
-                    balance_from=draw.balance_from,
-                    balance_to=draw.balance_to,
-                )
-            )
+            if lot.id is None:
+                _insert_lot(connection, self.id, lot, call)
+            elif (changing := _changing(lot)) != self._stored.get(lot.id):
+                connection.execute(update(t.grants).where(t.grants.c.id == lot.id).values(changing))
+                self._stored[lot.id] = changing
+        self._save_draws(connection)
         for row, of in self._entries:
             row["grant_id"] = of.id if of else None
         rows = [row for row, _ in self._entries]
@@ -253,6 +264,7 @@ def load(connection: Connection, account: int, *, lock: bool) -> LoadedAccount:
         book=Book(lots=list(lots.values()), carries=carries),
         holds=holds,
     )
+    loaded._stored = {id: _changing(lot) for id, lot in lots.items()}
     loaded._known_carries = {(c.source.id or 0, c.target.id or 0, c.debt) for c in carries}
     if row.unsettled:
         live = [lot for lot in loaded.book.lots if not lot.expired]
@@ -285,8 +297,9 @@ def _lot(row: Row[Any]) -> Lot:
     )
 
 
-def _save_lot(connection: Connection, account: int, lot: Lot, call: Call) -> None:
-    values = {
+def _changing(lot: Lot) -> dict[str, Any]:
+    """Return the columns of a grant that can change."""
+    return {
         "key": lot.key,
         "plan": lot.plan,
         "gross": lot.gross,
@@ -300,9 +313,9 @@ def _save_lot(connection: Connection, account: int, lot: Lot, call: Call) -> Non
         "withdrawn": int(lot.withdrawn),
         "period_end": micros(lot.period_end),
     }
-    if lot.id is not None:
-        connection.execute(update(t.grants).where(t.grants.c.id == lot.id).values(values))
-        return
+
+
+def _insert_lot(connection: Connection, account: int, lot: Lot, call: Call) -> None:
     result = connection.execute(
         insert(t.grants)
         .values(
@@ -314,7 +327,7 @@ def _save_lot(connection: Connection, account: int, lot: Lot, call: Call) -> Non
             cause_id=lot.cause_id,
             cause_event=call.event,
             period_start=micros(lot.period_start),
-            **values,
+            **_changing(lot),
         )
         .returning(t.grants.c.id)
     )

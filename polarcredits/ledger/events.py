@@ -45,7 +45,6 @@ class EventStore:
 
     def __init__(self, ledger: Ledger, environment: str) -> None:
         self._ledger = ledger
-        self._database = ledger.database
         self._environment = environment
 
     def find(self, id: str) -> EventRow | None:
@@ -55,7 +54,7 @@ class EventStore:
             row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
             return _event(row) if row else None
 
-        return self._database.read(work)
+        return self._ledger.reading(work)
 
     def list(
         self,
@@ -78,7 +77,7 @@ class EventStore:
         if until is not None:
             query = query.where(e.received_at < to_micros(until))
         query = query.limit(limit)
-        return self._database.read(lambda c: [_event(row) for row in c.execute(query)])
+        return self._ledger.reading(lambda c: [_event(row) for row in c.execute(query)])
 
     def apply(
         self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool, dry_run: bool
@@ -108,7 +107,7 @@ class EventStore:
                 e = t.events.c
                 connection.execute(update(t.events).where(e.id == row.id).values(_values(row)))
 
-        self._database.write(work)
+        self._ledger.in_transaction(work)
 
 
 def _values(row: EventRow) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
     """Add *facts* and bring the rows of their objects up to date."""
     for fact in facts:
         body = _ADAPTERS[type(fact)].dump_json(fact)
-        insert_once(
+        new = insert_once(
             connection,
             t.observations,
             kind=_KINDS[type(fact)],
@@ -53,6 +53,8 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
             digest=hashlib.sha256(body).hexdigest(),
             fields=body.decode(),
         )
+        if not new:
+            continue
         if isinstance(fact, CustomerFact):
             _write_customer(connection, fact.id)
         elif isinstance(fact, SubscriptionFact):
