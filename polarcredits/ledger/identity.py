@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from sqlalchemy import Connection, select, update
@@ -190,14 +191,15 @@ def _merge(connection: Connection, source: LoadedAccount, target: LoadedAccount,
             lot.key = renamed
             _move(source, target, lot, lot.remaining, call)
             continue
+        due = max(0, min(lot.spent, twin.remaining - twin.held))
+        _move_holds(source, lot, twin, twin.remaining - twin.held - due)
         if lot.remaining - lot.held:
             source.post(call, "adjust", lot.held - lot.remaining, lot=lot)
         lot.remaining = lot.held
         lot.gross = lot.clawed = 0
         lot.cause_kind = "account"
         _move(source, target, lot, lot.held, call)
-        due = min(lot.spent, twin.remaining - twin.held)
-        if due > 0:
+        if due:
             twin.carried_in += due
             target.book.carries.append(Carry(lot, twin, due))
     g, h = t.grants.c, t.holds.c
@@ -205,10 +207,29 @@ def _merge(connection: Connection, source: LoadedAccount, target: LoadedAccount,
     connection.execute(
         update(t.holds).where(h.account_id == source.id, h.status == "open").values(account_id=target.id)
     )
+    for hold in source.holds:
+        parts = json.dumps([(lot.id, credits) for lot, credits in hold.parts])
+        connection.execute(update(t.holds).where(h.id == hold.id).values(parts=parts))
     target.holds += source.holds
     target.held += source.held
     target.book.carries += source.book.carries
     source.holds, source.held, source.book.lots, source.book.carries = [], 0, [], []
+
+
+def _move_holds(source: LoadedAccount, lot: Lot, twin: Lot, room: int) -> None:
+    """Let open holds on *lot* reserve on *twin* instead, as far as there is room."""
+    for hold in source.holds:
+        parts: list[tuple[Lot, int]] = []
+        for held, credits in hold.parts:
+            shift = max(0, min(credits, room)) if held is lot else 0
+            if shift:
+                parts.append((twin, shift))
+                twin.held += shift
+                lot.held -= shift
+                room -= shift
+            if credits > shift:
+                parts.append((held, credits - shift))
+        hold.parts = parts
 
 
 def _move(source: LoadedAccount, target: LoadedAccount, lot: Lot, credits: int, call: Call) -> None:

@@ -137,7 +137,16 @@ class Inbox:
         return Outcome(id=row.id, type=row.type, status=status, user=user or None)
 
 
-_APPLY_FAILURES = (PolarCreditsError, ArithmeticError, LookupError, ValueError, AssertionError)
+_APPLY_FAILURES = (
+    PolarCreditsError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def _told(error: Exception) -> str:

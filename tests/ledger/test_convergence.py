@@ -60,8 +60,7 @@ def outcome(ledger: Ledger, user: str, now: datetime) -> Outcome:
     def work(connection: Connection) -> Outcome:
         settled = ledger.view(connection, user, now)
         lots = [
-            (lot.source, lot.amount, lot.remaining, lot.expires_at)
-            for lot in settled.account.book.live(now)
+            (lot.source, lot.amount, lot.remaining, lot.expires_at) for lot in settled.account.book.live(now)
         ]
         return settled.entitled.plan, settled.entitled.status, settled.account.balance, lots
 

@@ -1,0 +1,265 @@
+"""Spending: all or nothing, once a key, and never below zero (docs/rules.md §5)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from polarcredits.credits import Lot
+from polarcredits.errors import (
+    AlreadyReversed,
+    DatabaseError,
+    HoldClosed,
+    InsufficientCredits,
+    InvalidInput,
+    KeyReused,
+    PolarCreditsError,
+    UnknownUser,
+)
+from polarcredits.ledger.account import load
+from polarcredits.ledger.identity import account_of
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.reconcile import true_at, write
+from polarcredits.ledger.verify import verify
+from tests.ledger.worlds import at, catalog, dump, lots
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """Collect the SQL that runs meanwhile, but for transaction control."""
+    seen: list[str] = []
+
+    def listen(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if not statement.startswith("BEGIN"):
+            seen.append(" ".join(statement.split()))
+
+    event.listen(engine, "before_cursor_execute", listen)
+    yield seen
+    event.remove(engine, "before_cursor_execute", listen)
+
+
+@pytest.mark.parametrize("grants", [0, 1000])
+def test_the_hot_path_is_one_update_and_one_insert(ledger: Ledger, grants: int) -> None:
+    """§5.5: whatever the number of the user's grants."""
+    ledger.add_user("ann")
+    call = ledger.call()
+    with ledger.begin() as connection:
+        account = load(connection, account_of(connection, "ann"), lock=True)
+        account.book.lots += [
+            Lot(key=f"manual:{n}", source="manual", plan=None, gross=1, effective_at=call.now)
+            for n in range(grants)
+        ]
+        write(connection, true_at(connection, ledger.catalog, account, call), call)
+    assert ledger.balance("ann").balance == 1000 + grants
+    for key in (None, "k1"):
+        with statements(ledger.database.engine) as seen:
+            ledger.deduct("ann", 2, idempotency_key=key)
+        assert [statement.split()[0] for statement in seen] == ["UPDATE", "INSERT"]
+
+
+REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
+    (UnknownUser, lambda ledger: ledger.deduct("bob", 1)),
+    (InsufficientCredits, lambda ledger: ledger.deduct("ann", 900)),
+    (InsufficientCredits, lambda ledger: ledger.hold("ann", 900)),
+    (KeyReused, lambda ledger: ledger.deduct("ann", 6, idempotency_key="spent")),
+    (KeyReused, lambda ledger: ledger.deduct("ann", 5, operation="x", idempotency_key="spent")),
+    (KeyReused, lambda ledger: ledger.grant("ann", 5, idempotency_key="spent")),
+    (KeyReused, lambda ledger: ledger.hold("ann", 5, idempotency_key="spent")),
+    (KeyReused, lambda ledger: ledger.deduct("ann", 50, idempotency_key="held")),
+    (AlreadyReversed, lambda ledger: ledger.deduct("ann", 7, idempotency_key="back")),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 0)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", True)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 2**53 + 1)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 5, expires_at=datetime(2020, 1, 1, tzinfo=UTC))),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, at=datetime(2020, 1, 1, tzinfo=UTC))),
+    (InvalidInput, lambda ledger: ledger.hold("ann", 1, ttl=timedelta(hours=25))),
+    (InvalidInput, lambda ledger: ledger.reverse("txn_1_1")),
+]
+
+
+@pytest.mark.parametrize(("error", "act"), REFUSALS)
+def test_a_refusal_moves_nothing(
+    ledger: Ledger, error: type[PolarCreditsError], act: Callable[[Ledger], object]
+) -> None:
+    """Every refusal names its kind and leaves the whole database as it was."""
+    ledger.add_user("ann")
+    ledger.deduct("ann", 5, idempotency_key="spent")
+    ledger.hold("ann", 50, idempotency_key="held")
+    ledger.reverse(ledger.deduct("ann", 7, idempotency_key="back").transaction.id)
+    ledger.deduct("ann", 100)
+    before = dump(ledger)
+    with pytest.raises(error):
+        act(ledger)
+    assert dump(ledger) == before
+    assert verify(ledger).problems == []
+
+
+def test_the_same_request_again_returns_the_first_result(ledger: Ledger) -> None:
+    """§5.4: its transaction, its balance, and what is available now; funds are not judged."""
+    ledger.add_user("ann")
+    first = ledger.deduct("ann", 900, metadata={"a": "1"}, idempotency_key="k")
+    ledger.deduct("ann", 50)
+    before = dump(ledger)
+    again = ledger.deduct("ann", 900, metadata={"a": "1"}, idempotency_key="k")
+    assert (again.transaction, again.balance, again.available, again.replayed) == (
+        first.transaction,
+        100,
+        50,
+        True,
+    )
+    assert dump(ledger) == before
+
+
+def test_a_refused_request_does_not_use_its_key_up(ledger: Ledger) -> None:
+    """§5.4."""
+    ledger.add_user("ann")
+    with pytest.raises(InsufficientCredits):
+        ledger.deduct("ann", 2000, idempotency_key="k")
+    ledger.grant("ann", 1500)
+    assert ledger.deduct("ann", 2000, idempotency_key="k").balance == 500
+
+
+def test_spending_order_and_reversal(ledger: Ledger) -> None:
+    """§§5.1, 5.6: soonest to expire first; a reversal goes back to where it came from."""
+    ledger.grant("ann", 100, expires_at=at("05-01"), create=True, at=at("04-01"))
+    ledger.grant("ann", 100, expires_at=at("04-20"), at=at("04-01"))
+    one = ledger.deduct("ann", 150, at=at("04-02"))
+    two = ledger.deduct("ann", 80, at=at("04-02"))
+    assert lots(ledger, "ann", at("04-02")) == [("lifetime", 1000, 30, 970)]
+    ledger.reverse(two.transaction.id, at=at("04-03"))
+    assert lots(ledger, "ann", at("04-03")) == [
+        ("manual", 100, 50, 50),
+        ("lifetime", 1000, 0, 1000),
+    ]
+    # The first 100 of `one` came from a grant that has expired since: they expire again.
+    ledger.reverse(one.transaction.id, at=at("04-21"))
+    assert lots(ledger, "ann", at("04-21")) == [
+        ("manual", 100, 0, 100),
+        ("lifetime", 1000, 0, 1000),
+    ]
+    with pytest.raises(AlreadyReversed):
+        ledger.reverse(one.transaction.id)
+
+
+def test_what_is_due_is_true_without_any_job(ledger: Ledger) -> None:
+    """§5.8: expired credits are neither shown nor spent."""
+    ledger.grant("ann", 100, expires_at=at("05-01"), create=True, at=at("04-01"))
+    assert ledger.balance("ann", at=at("04-30 23:59")).available == 1100
+    assert ledger.balance("ann", at=at("05-01")).available == 1000
+    with pytest.raises(InsufficientCredits) as refused:
+        ledger.deduct("ann", 1001, at=at("05-01"))
+    assert (refused.value.required, refused.value.available) == (1001, 1000)
+
+
+def test_a_hold_across_expiry(ledger: Ledger) -> None:
+    """§5.7: held credits do not expire while the hold is open; the rest goes at once after it."""
+    ledger.grant("ann", 100, expires_at=at("05-01"), create=True, at=at("04-30"))
+    hold = ledger.hold("ann", 60, ttl=timedelta(hours=20), at=at("04-30 12:00"))
+    told = ledger.balance("ann", at=at("05-01 01:00"))
+    assert (told.balance, told.held, told.available) == (1060, 60, 1000)
+    ledger.holds.capture(hold.id, 25, at=at("05-01 01:00"))
+    told = ledger.balance("ann", at=at("05-01 01:00"))
+    assert (told.balance, told.held, told.available) == (1000, 0, 1000)
+    assert verify(ledger).problems == []
+
+
+def test_a_lapse_is_true_at_its_instant(ledger: Ledger) -> None:
+    """§5.7: nothing has to run for it."""
+    ledger.grant("ann", 100, create=True, at=at("04-01"))
+    hold = ledger.hold("ann", 1100, ttl=timedelta(minutes=5), at=at("04-01 01:00"))
+    with pytest.raises(InsufficientCredits):
+        ledger.deduct("ann", 1, at=at("04-01 01:04"))
+    with pytest.raises(HoldClosed):
+        ledger.holds.capture(hold.id, at=at("04-01 01:05"))
+    assert ledger.deduct("ann", 1100, at=at("04-01 01:05")).balance == 0
+    assert verify(ledger).problems == []
+
+
+def test_leaving_a_hold_releases_it(ledger: Ledger) -> None:
+    """The context manager frees what was not captured."""
+    ledger.add_user("ann")
+    with ledger.hold("ann", 50):
+        assert ledger.balance("ann").available == 950
+    assert ledger.balance("ann").available == 1000
+    with ledger.hold("ann", 50) as hold:
+        assert hold.capture(31).balance == 969
+    assert ledger.balance("ann").held == 0
+
+
+def test_joining_the_applications_transaction(ledger: Ledger) -> None:
+    """Work and charge commit together, or not at all; a refusal leaves the connection usable."""
+    ledger.add_user("ann")
+    before = dump(ledger)
+
+    def work_that_fails() -> None:
+        with ledger.begin() as connection:
+            ledger.using(connection).deduct("ann", 10)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work_that_fails()
+    assert dump(ledger) == before
+    with ledger.begin() as connection:
+        joined = ledger.using(connection)
+        with pytest.raises(InsufficientCredits):
+            joined.deduct("ann", 5000)
+        joined.grant("ann", 5, idempotency_key="k")
+        with pytest.raises(KeyReused):
+            joined.deduct("ann", 5, idempotency_key="k")
+        joined.deduct("ann", 10)
+    assert ledger.balance("ann").balance == 995
+
+
+def test_the_database_refuses_to_change_an_entry(ledger: Ledger) -> None:
+    """§6.1: triggers refuse UPDATE and DELETE, and TRUNCATE where there is one."""
+    ledger.add_user("ann")
+    verbs = ["UPDATE credit_transactions SET amount = 1", "DELETE FROM credit_transactions"]
+    verbs += [] if ledger.database.sqlite else ["TRUNCATE credit_transactions CASCADE"]
+    before = dump(ledger)
+    for verb in verbs:
+        with (
+            pytest.raises((DBAPIError, DatabaseError), match="append-only"),
+            ledger.database.writer.begin() as connection,
+        ):
+            connection.execute(text(verb))
+    assert dump(ledger) == before
+
+
+def _spend(url: str, barrier: threading.Barrier, key: str | None, results: list[int]) -> None:
+    with Ledger(url, catalog()) as ledger:
+        barrier.wait()
+        done = 0
+        for _ in range(1 if key else 40):
+            try:
+                receipt = ledger.deduct("ann", 60, idempotency_key=key)
+                done += not receipt.replayed
+            except InsufficientCredits:
+                pass
+        results.append(done)
+
+
+@pytest.mark.parametrize(("key", "spent"), [(None, 16), ("same", 1)])
+def test_processes_never_overspend(url: str, key: str | None, spent: int) -> None:
+    """§5.3: four processes at the same moment; 1,000 credits are 16 times 60; one key posts once."""
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            results = manager.list()
+            barrier = manager.Barrier(4)
+            workers = [context.Process(target=_spend, args=(url, barrier, key, results)) for _ in range(4)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
+            assert sum(results) == spent
+        assert ledger.balance("ann").balance == 1000 - 60 * spent
+        assert verify(ledger).problems == []
