@@ -50,6 +50,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         schema.make_if_absent(made)
         return made
     server: str = request.getfixturevalue("postgres")
+    return copy_of_template(server)
+
+
+def copy_of_template(server: str) -> str:
+    """Return the URL of a new database, empty and migrated."""
     name = f"credits_{next(_NUMBERS)}"
     _statement(server, f"CREATE DATABASE {name} TEMPLATE template_credits")
     return _named(server, name)
