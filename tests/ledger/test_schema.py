@@ -1,0 +1,76 @@
+"""The database is made once, whole, and never used out of date."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from polarcredits.ledger import schema
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import verify
+from polarcredits.refill import refill
+from polarcredits.webhooks.fixtures import Story
+from tests.ledger.worlds import at, catalog, feed, told_by
+
+
+def test_head_is_the_newest_migration() -> None:
+    """The constant that start-up compares with."""
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD
+
+
+def _open(url: str, barrier: threading.Barrier, number: int) -> None:
+    barrier.wait()
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user(f"user-{number}")
+
+
+def test_many_processes_that_start_at_once_make_one_database(tmp_path: Path) -> None:
+    """Nobody's user is lost, and no draft is left behind."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        barrier = manager.Barrier(4)
+        workers = [context.Process(target=_open, args=(url, barrier, n)) for n in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
+    with Ledger(url, catalog()) as ledger:
+        assert verify(ledger).users == 4
+    assert not [file for file in tmp_path.iterdir() if not file.name.startswith("new.db")]
+
+
+def _refill(url: str, barrier: threading.Barrier) -> None:
+    with Ledger(url, catalog(), actor="refill") as ledger:
+        barrier.wait()
+        refill(ledger, at=at("03-15"))
+
+
+def test_two_refills_at_once_grant_once(url: str) -> None:
+    """§1.4: cron running twice at once ends in the same ledger."""
+    with Ledger(url, catalog()) as ledger:
+        for number in range(30):
+            life = Story(f"u{number}", at=at("01-31"), interval="year")
+            created = [e for e in life.purchase("pro-year") if e["type"] == "subscription.created"]
+            feed(ledger, created)
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            barrier = manager.Barrier(2)
+            workers = [context.Process(target=_refill, args=(url, barrier)) for _ in range(2)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        assert refill(ledger, at=at("03-15")).considered == 0
+        for number in range(30):
+            assert told_by(ledger, f"u{number}", at("03-15") + timedelta(hours=1)).balance.balance == 6000
+        assert verify(ledger).transactions == 30 * 4
