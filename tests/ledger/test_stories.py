@@ -11,7 +11,7 @@ from polarcredits.ledger.explain import explain
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
-from tests.ledger.worlds import at, catalog, feed, lots, told_by
+from tests.ledger.worlds import at, catalog, feed, item, lots, restart, told_by
 
 
 def test_subscription_created_alone_gives_the_allowance(ledger: Ledger) -> None:
@@ -297,3 +297,90 @@ def test_the_same_order_under_two_event_ids_grants_once(ledger: Ledger) -> None:
     before = told_by(ledger, "ida", at("04-02")).balance
     feed(ledger, [{**event, "api_version": "2026-10"} for event in events])
     assert told_by(ledger, "ida", at("04-02")).balance == before
+
+
+def test_monthly_to_yearly_and_back_with_spending(ledger: Ledger) -> None:
+    """§4.5: a new period goes on from the one that it cuts off.
+
+    4,000 used by mid-April, of which ⌊5,000 x 15/30⌋ = 2,500 had passed: the yearly one starts with
+    1,500 used. Two days later all 5,000 are used and ⌊5,000 x 2/30⌋ = 333 had passed: 4,667 used.
+    """
+    life = Story("ida", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    ledger.deduct("ida", 4000, at=at("04-02"))
+    middle, later = at("04-16"), at("04-18")
+    year, month = datetime(2028, 4, 16, tzinfo=UTC), at("05-18")
+    credit = item(-1000, middle, at("05-01"), proration=True)
+    feed(ledger, restart(life, "pro-year", middle, year, credit, item(20000, middle, year)))
+    assert lots(ledger, "ida", at("04-16 01:00"))[0] == ("allowance", 5000, 1500, 3500)
+    ledger.deduct("ida", 3500, at=at("04-17"))
+    credit = item(-19000, later, year, proration=True)
+    feed(ledger, restart(life, "pro", later, month, credit, item(2000, later, month)))
+    assert lots(ledger, "ida", at("04-18 01:00"))[0] == ("allowance", 5000, 4667, 333)
+
+
+def test_a_negative_change_of_an_unpaid_period_confirms_nothing(ledger: Ledger) -> None:
+    """§4.2 (a): a `subscription_update` of 0 or less needs a confirmed period before it."""
+    life = Story("ida", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    feed(ledger, life.past_due(at("05-01")))
+    start, end = at("05-03"), at("06-03")
+    credit = item(-5000, start, at("06-01"), proration=True)
+    feed(ledger, restart(life, "max", start, end, credit, item(2000, start, end)))
+    assert lots(ledger, "ida", at("05-03 01:00")) == [("lifetime", 1000, 0, 1000)]
+
+
+def test_a_yearly_plan_changed_in_june(ledger: Ledger) -> None:
+    """§§4.1, 4.5: June by the time left, July whole; the months before stay as they were."""
+    life = Story("ida", at=at("01-01"), interval="year")
+    feed(ledger, life.purchase("pro-year"))
+    refill(ledger, at=at("06-02"))
+    feed(ledger, life.plan_change("max", at("06-16")))
+    assert lots(ledger, "ida", at("06-16 01:00"))[0] == ("allowance", 12500, 0, 12500)
+    assert lots(ledger, "ida", at("07-02"))[0] == ("allowance", 20000, 0, 20000)
+    amounts = [entry.amount for entry in views.history(ledger, "ida", type="grant")]
+    assert amounts == [5000] * 6 + [1000]
+
+
+def test_a_yearly_refund_takes_the_last_months_first(ledger: Ledger) -> None:
+    """§4.8: three quarters of twelve months are nine; January to March stay, April is gone."""
+    life = Story("ida", at=at("01-01"), interval="year")
+    feed(ledger, life.purchase("pro-year", amount=20000))
+    refill(ledger, at=at("03-02"))
+    feed(ledger, life.refund(15000, at("03-03")))
+    assert told_by(ledger, "ida", at("03-03 01:00")).balance.balance == 6000
+    assert told_by(ledger, "ida", at("04-02")).balance.balance == 1000
+
+
+def test_only_subscription_events_still_refill(ledger: Ledger) -> None:
+    """§4.2 (c): an hour after its start, a later period last heard active is confirmed."""
+    life = Story("ida", at=at("04-01"))
+    events = life.purchase("pro") + life.renewal(at("05-01"))
+    feed(ledger, [event for event in events if event["type"].startswith("subscription.")])
+    assert lots(ledger, "ida", at("05-01 00:30"))[0][3] == 5000
+    assert lots(ledger, "ida", at("05-01 01:00"))[0] == ("allowance", 5000, 0, 5000)
+    assert refill(ledger, at=at("05-01 01:00")).granted == 1
+
+
+def test_only_order_events_are_enough(ledger: Ledger) -> None:
+    """§1.1: the subscription inside an order speaks where nothing of its own is known."""
+    life = Story("ida", at=at("04-01"))
+    events = life.purchase("pro") + life.renewal(at("05-01"))
+    feed(ledger, [event for event in events if event["type"].startswith("order.")])
+    assert lots(ledger, "ida", at("05-01 01:00"))[0] == ("allowance", 5000, 0, 5000)
+
+
+def test_a_hold_across_refund_and_renewal(ledger: Ledger) -> None:
+    """§5.7: held credits are not taken back; what is captured beyond the grant's worth is owed."""
+    life = Story("ida", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    hold = ledger.hold("ida", 3000, ttl=timedelta(hours=24), at=at("04-30 12:00"))
+    feed(ledger, life.refund(None, at("04-30 13:00")))
+    told = told_by(ledger, "ida", at("04-30 14:00"))
+    assert (told.balance.balance, told.balance.held, told.balance.available) == (4000, 3000, 1000)
+    feed(ledger, life.renewal(at("05-01")))
+    ledger.holds.capture(hold.id, 2000, at=at("05-01 02:00"))
+    told = told_by(ledger, "ida", at("05-01 02:00"))
+    assert (told.balance.balance, told.balance.held, told.balance.owed) == (6000, 0, 2000)
+    feed(ledger, life.renewal(at("06-01")))
+    assert lots(ledger, "ida", at("06-01 01:00"))[0] == ("allowance", 5000, 2000, 3000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,8 +14,9 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import Statement, statement
+from polarcredits.periods import format_time
 from polarcredits.plans import Catalog, parse_catalog
-from polarcredits.webhooks.fixtures import make_id
+from polarcredits.webhooks.fixtures import Story, make_id
 from polarcredits.webhooks.inbox import Inbox
 from polarcredits.webhooks.reading import BarePayload
 
@@ -85,3 +87,47 @@ def dump(ledger: Ledger) -> dict[str, list[Any]]:
         }
 
     return ledger.reading(work)
+
+
+def item(cents: int, start: datetime, end: datetime, *, proration: bool = False) -> dict[str, Any]:
+    """Return a line of an order."""
+    return {
+        "id": make_id("item", cents, start),
+        "label": "line",
+        "amount": cents,
+        "tax_amount": 0,
+        "proration": proration,
+        "product_price_id": make_id("price"),
+        "start_timestamp": format_time(start),
+        "end_timestamp": format_time(end),
+    }
+
+
+def restart(
+    life: Story, product: str, start: datetime, end: datetime, *items: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what Polar sends for a change of interval: a new period at once, and its order."""
+    assert life.subscription is not None
+    life.now = start
+    bounds = {"current_period_start": format_time(start), "current_period_end": format_time(end)}
+    life.subscription |= {"product_id": product, "modified_at": format_time(start), **bounds}
+    total = sum(item["amount"] for item in items)
+    order = {
+        "id": make_id("order", product, start),
+        "created_at": format_time(start),
+        "status": "paid",
+        "billing_reason": "subscription_update",
+        "customer_id": life.customer["id"],
+        "customer": life.customer,
+        "product_id": product,
+        "subscription_id": life.subscription["id"],
+        "net_amount": total,
+        "total_amount": total,
+        "refunded_amount": 0,
+        "currency": "usd",
+        "items": list(items),
+    }
+    return [
+        {"type": kind, "timestamp": format_time(start), "data": copy.deepcopy(data)}
+        for kind, data in (("subscription.updated", life.subscription), ("order.paid", order))
+    ]
