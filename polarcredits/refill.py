@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from polarcredits.ledger.due import Batch, count_due, settle_batch, settle_one
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.account import Call
+from polarcredits.ledger.due import UNSETTLED, Batch, count_due, settle_batch, settle_one
 from polarcredits.ledger.ledger import Ledger
 
 BATCH = 200
@@ -45,13 +47,22 @@ def refill(
         return report
     total, after = count_due(ledger, call.now), 0
     while True:
-        batch = settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run)
+        batch = _next_batch(ledger, call, after=after, dry_run=dry_run)
         if batch.last is None:
             return report
         after = batch.last
         _add(report, batch)
         if progress:
             progress(min(report.considered, total), total)
+
+
+def _next_batch(ledger: Ledger, call: Call, *, after: int, dry_run: bool) -> Batch:
+    try:
+        return settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run)
+    except DatabaseError:
+        raise
+    except UNSETTLED:
+        return settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run, apart=True)
 
 
 def _add(report: RefillReport, batch: Batch) -> None:

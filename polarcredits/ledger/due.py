@@ -7,6 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, func, or_, select
 
+from polarcredits.errors import DatabaseError, PolarCreditsError
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, load
 from polarcredits.ledger.identity import account_of
@@ -14,6 +15,9 @@ from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
+
+UNSETTLED = (PolarCreditsError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What a damaged account raises; its own failure must not stop the others."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,8 +46,13 @@ def count_due(ledger: Ledger, now: datetime) -> int:
     return ledger.reading(work)
 
 
-def settle_batch(ledger: Ledger, call: Call, *, after: int, limit: int, dry_run: bool) -> Batch:
-    """Settle and write the next *limit* due accounts beyond *after*, skipping those in use."""
+def settle_batch(
+    ledger: Ledger, call: Call, *, after: int, limit: int, dry_run: bool, apart: bool = False
+) -> Batch:
+    """Settle and write the next *limit* due accounts beyond *after*, skipping those in use.
+
+    With *apart*, an account that cannot be settled is reported and stops nobody else's.
+    """
     b = t.balances.c
 
     def work(connection: Connection) -> Batch:
@@ -57,7 +66,10 @@ def settle_batch(ledger: Ledger, call: Call, *, after: int, limit: int, dry_run:
         batch = Batch()
         for account in connection.execute(query).scalars().all():
             batch.last = account
-            _settle(connection, ledger.catalog, account, call, batch)
+            if apart:
+                _settle_apart(connection, ledger.catalog, account, call, batch)
+            else:
+                _settle(connection, ledger.catalog, account, call, batch)
         return batch
 
     return ledger.in_transaction(work, dry_run=dry_run)
@@ -73,6 +85,18 @@ def settle_one(ledger: Ledger, user: str, call: Call, *, dry_run: bool) -> Batch
         return batch
 
     return ledger.in_transaction(work, dry_run=dry_run)
+
+
+def _settle_apart(connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch) -> None:
+    a = t.accounts.c
+    try:
+        with connection.begin_nested():
+            _settle(connection, catalog, account, call, batch)
+    except DatabaseError:
+        raise
+    except UNSETTLED as error:
+        user = connection.execute(select(a.user_id).where(a.id == account)).scalar_one()
+        batch.failed.append({"user": user, "error": f"{type(error).__name__}: {error}"})
 
 
 def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch) -> None:

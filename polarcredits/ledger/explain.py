@@ -12,7 +12,6 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.past import Movement, movements
 from polarcredits.ledger.reconcile import Settled
-from polarcredits.ledger.views import settled_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,8 @@ def explain(ledger: Ledger, user: str, at: datetime | None = None) -> Explanatio
     """Return why a user's balance is what it is at *at* (default now). Raises UnknownUser."""
 
     def work(connection: Connection) -> Explanation:
-        settled, now = settled_at(ledger, connection, user, at)
+        settled = ledger.view(connection, user, at)
+        now = settled.now
         account = settled.account
         past = at is not None and now < ledger.call().now
         stories = movements(connection, account, now if past else None)

@@ -17,7 +17,8 @@ from polarcredits.ledger.account import Call, Details, LoadedAccount, load
 from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
-from polarcredits.ledger.reconcile import Settled, ledger_time, settle, true_at, write
+from polarcredits.ledger.past import as_it_was
+from polarcredits.ledger.reconcile import Settled, settle, true_at, write
 from polarcredits.ledger.reversal import give_back
 from polarcredits.ledger.schema import open_database
 from polarcredits.ledger.values import Balance, Receipt, transaction
@@ -129,11 +130,13 @@ class Ledger:
         return self.reading(work)
 
     def view(self, connection: Connection, user: str, at: datetime | None = None) -> Settled:
-        """Return the account of *user* as it is at *at*, in memory."""
-        loaded = self._load(connection, user, lock=False)
+        """Return the account of *user* in memory: as it is, will be, or, in the past, was at *at*."""
+        loaded = load(connection, identity.account_of(connection, user), lock=False)
         call = self.call(at)
-        now = call.now if at else ledger_time(loaded, call.now)
-        return true_at(connection, self.catalog, loaded, Call(now=now, wall=call.wall, actor=self.actor))
+        past = to_micros(call.now) < loaded.last_occurred_at or call.now < call.wall
+        if at is not None and past:
+            return as_it_was(connection, self.catalog, loaded, call.now)
+        return true_at(connection, self.catalog, loaded, call)
 
     def deduct(
         self,
@@ -332,10 +335,6 @@ class Ledger:
     def holds(self) -> Holds:
         """Holds by id: capture, release, look up."""
         return Holds(self)
-
-    def _load(self, connection: Connection, user: str, *, lock: bool) -> LoadedAccount:
-        account = identity.account_of(connection, user)
-        return load(connection, account, lock=lock)
 
     def _open(
         self,

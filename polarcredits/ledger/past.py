@@ -16,13 +16,12 @@ from sqlalchemy import Connection, and_, or_, select
 from polarcredits.credits import Lot
 from polarcredits.entitlements import entitlements
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import LoadedAccount, load
+from polarcredits.ledger.account import LoadedAccount
 from polarcredits.ledger.facts import account_facts
-from polarcredits.ledger.identity import account_of
-from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import Settled, known_terms
 from polarcredits.ledger.reversal import overlap
 from polarcredits.periods import from_micros, to_micros
+from polarcredits.plans import Catalog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +171,8 @@ def _reversed(
     return lines
 
 
-def as_it_was(ledger: Ledger, connection: Connection, user: str, at: datetime) -> Settled:
+def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, at: datetime) -> Settled:
     """Return an account as its entries up to *at* tell, with expiry and lapse applied at *at*."""
-    account = load(connection, account_of(connection, user), lock=False)
     lines = movements(connection, account, at)
     reserved = _reserved(connection, account.id, to_micros(at))
     kept: list[Lot] = []
@@ -193,8 +191,8 @@ def as_it_was(ledger: Ledger, connection: Connection, user: str, at: datetime) -
     account.balance = sum(lot.remaining for lot in kept)
     account.held = sum(reserved.values())
     facts = account_facts(connection, account.user)
-    entitled = entitlements(facts, known_terms(connection, facts), ledger.catalog, at)
-    return Settled(account=account, facts=facts, entitled=entitled)
+    entitled = entitlements(facts, known_terms(connection, facts), catalog, at)
+    return Settled(account=account, facts=facts, entitled=entitled, now=at)
 
 
 def _reserved(connection: Connection, account: int, at: int) -> dict[int, int]:

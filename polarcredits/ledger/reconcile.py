@@ -7,7 +7,7 @@ Webhooks, replays, refill, reads and the slow path of a deduction all come throu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -41,6 +41,7 @@ class Settled:
     account: LoadedAccount
     facts: AccountFacts
     entitled: Entitlements
+    now: datetime
     granted: int = 0
     expired: int = 0
     credits_granted: int = 0
@@ -72,11 +73,12 @@ def true_at(
     details: Mapping[Lot, Details] = MappingProxyType({}),
 ) -> Settled:
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
+    call = replace(call, now=ledger_time(loaded, call.now))
     facts = account_facts(connection, loaded.user)
     entitled = entitlements(facts, known_terms(connection, facts), catalog, call.now)
     lapse(loaded, call.now)
     postings = advance(loaded.book, entitled.desired, call.now, news or call.now)
-    result = Settled(account=loaded, facts=facts, entitled=entitled)
+    result = Settled(account=loaded, facts=facts, entitled=entitled, now=call.now)
     for posting in postings:
         says = details.get(posting.lot, NO_DETAILS) if posting.type == "grant" else NO_DETAILS
         loaded.post(
@@ -168,5 +170,5 @@ def refill_due(connection: Connection, at: datetime, *, after: int, limit: int) 
 
 
 def ledger_time(account: LoadedAccount, wall: datetime) -> datetime:
-    """Return the instant at which a read without `at` looks: never before the last entry."""
+    """Return *wall*, but never before the account's last entry: its time does not run back."""
     return max(wall, from_micros(account.last_occurred_at))

@@ -17,7 +17,6 @@ from polarcredits.ledger.account import moment
 from polarcredits.ledger.facts import PLACEHOLDER
 from polarcredits.ledger.identity import account_of, find
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.past import as_it_was
 from polarcredits.ledger.reconcile import Settled
 from polarcredits.ledger.values import Balance, Transaction, transaction
 from polarcredits.periods import from_micros, to_micros
@@ -54,7 +53,8 @@ def statement(ledger: Ledger, user: str, at: datetime | None = None) -> Statemen
     """Return a user's plan, balance and live grants at *at* (default now). Raises UnknownUser."""
 
     def work(connection: Connection) -> Statement:
-        settled, now = settled_at(ledger, connection, user, at)
+        settled = ledger.view(connection, user, at)
+        now = settled.now
         account, entitled = settled.account, settled.entitled
         return Statement(
             user=account.user,
@@ -75,30 +75,11 @@ def statement(ledger: Ledger, user: str, at: datetime | None = None) -> Statemen
     return ledger.reading(work)
 
 
-def settled_at(
-    ledger: Ledger, connection: Connection, user: str, at: datetime | None
-) -> tuple[Settled, datetime]:
-    """Return an account at *at*: projected by the rules, or, in the past, as its entries tell."""
-    call = ledger.call(at)
-    last = from_micros(_last_entry(connection, user))
-    if at is not None and (call.now < last or call.now < call.wall):
-        return as_it_was(ledger, connection, user, call.now), call.now
-    settled = ledger.view(connection, user, max(call.now, last))
-    return settled, max(call.now, last)
-
-
-def _last_entry(connection: Connection, user: str) -> int:
-    b = t.balances.c
-    account = account_of(connection, user)
-    query = select(b.last_occurred_at).where(b.account_id == account)
-    return int(connection.execute(query).scalar_one())
-
-
 def show_user(ledger: Ledger, user: str) -> User:
     """Return a user. Raises UnknownUser."""
 
     def work(connection: Connection) -> User:
-        settled, _ = settled_at(ledger, connection, user, None)
+        settled = ledger.view(connection, user)
         a = t.accounts.c
         row = connection.execute(select(t.accounts).where(a.id == settled.account.id)).one()
         return _user(connection, row, settled)
@@ -114,7 +95,7 @@ def list_users(ledger: Ledger, *, plan: str | None, limit: int) -> list[User]:
     def work(connection: Connection) -> list[User]:
         found: list[User] = []
         for row in connection.execute(query).all():
-            settled, _ = settled_at(ledger, connection, row.user_id, None)
+            settled = ledger.view(connection, row.user_id)
             if plan is None or settled.entitled.plan == plan:
                 found.append(_user(connection, row, settled))
             if len(found) == limit:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import text
 
 from polarcredits.ledger import schema
 from polarcredits.ledger.ledger import Ledger
@@ -74,3 +75,27 @@ def test_two_refills_at_once_grant_once(url: str) -> None:
         for number in range(30):
             assert told_by(ledger, f"u{number}", at("03-15") + timedelta(hours=1)).balance.balance == 6000
         assert verify(ledger).transactions == 30 * 4
+
+
+def test_a_damaged_account_stops_nobody_elses_refill(ledger: Ledger) -> None:
+    """The report names it; everybody else is refilled."""
+    for name in ("ann", "ben", "cid"):
+        feed(ledger, Story(name, at=at("01-31"), interval="year").purchase("pro-year"))
+    with ledger.begin() as connection:
+        wrong = text("UPDATE credit_balances SET unsettled = 99999 WHERE account_id = 2")
+        connection.execute(wrong)
+    report = refill(ledger, at=at("03-15"))
+    assert [failure["user"] for failure in report.failed] == ["ben"]
+    assert report.granted == 2
+
+
+def test_time_does_not_run_back(ledger: Ledger) -> None:
+    """A clock that was set back withdraws nothing that a later one had granted."""
+    life = Story("ann", at=at("01-31"), interval="year")
+    feed(ledger, life.purchase("pro-year"))
+    refill(ledger, at=at("03-15"))
+    before = told_by(ledger, "ann", at("03-15")).grants
+    refill(ledger, at=at("02-10"), user="ann")
+    feed(ledger, life.cancel_at_period_end(at("02-11")), now=at("02-11"))
+    after = told_by(ledger, "ann", at("03-15")).grants
+    assert [(lot.key, lot.remaining) for lot in after] == [(lot.key, lot.remaining) for lot in before]
