@@ -10,10 +10,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy import Connection, Engine, Executable, Table, create_engine, event, exc
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
@@ -131,14 +132,26 @@ def private_file(path: Path, wanted: Path) -> None:
 
 def insert_once(connection: Connection, table: Table, **values: object) -> bool:
     """Insert a row unless its key is there; say whether it was new. Never aborts a transaction."""
-    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
-    statement = dialect.insert(table).values(values).on_conflict_do_nothing()
-    kept = statement.execution_options(preserve_rowcount=True)
-    return connection.execute(kept).rowcount > 0
+    statement = _insert_once(connection.dialect.name, table)
+    return connection.execute(statement, values).rowcount > 0
 
 
 def upsert(connection: Connection, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert or update the row of *key*; columns that are not given stay."""
-    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql_dialect
-    statement = dialect.insert(table).values({**key, **values})
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
+    statement = _upsert(connection.dialect.name, table, tuple(key), tuple(values))
+    connection.execute(statement, {**key, **values})
+
+
+@cache
+def _insert_once(dialect: str, table: Table) -> Executable:
+    into = (sqlite_dialect if dialect == "sqlite" else postgresql_dialect).insert(table)
+    statement: Executable = into.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    return statement
+
+
+@cache
+def _upsert(dialect: str, table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Executable:
+    into = (sqlite_dialect if dialect == "sqlite" else postgresql_dialect).insert(table)
+    changes = {name: into.excluded[name] for name in columns}
+    statement: Executable = into.on_conflict_do_update(index_elements=list(key), set_=changes)
+    return statement

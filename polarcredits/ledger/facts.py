@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, bindparam, func, select, text, update
 
 from polarcredits.billing import Payment, Subscription, fold_payment, fold_subscription, rank
 from polarcredits.entitlements import AccountFacts
@@ -67,18 +67,19 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
             _write_payment(connection, fact.order_id)
 
 
+_OBSERVED = select(t.observations.c.object_id, t.observations.c.fields).where(
+    t.observations.c.kind == bindparam("kind"),
+    t.observations.c.object_id.in_(bindparam("ids", expanding=True)),
+)
+
+
 def observed(connection: Connection, kind: type[F], ids: Iterable[str]) -> dict[str, list[F]]:
     """Return all observations of some objects of one kind, by object."""
-    o = t.observations.c
     found: dict[str, list[F]] = {}
     wanted = list(ids)
     for at in range(0, len(wanted), 500):
-        rows = connection.execute(
-            select(o.object_id, o.fields).where(
-                o.kind == _KINDS[kind], o.object_id.in_(wanted[at : at + 500])
-            )
-        )
-        for row in rows:
+        few = {"kind": _KINDS[kind], "ids": wanted[at : at + 500]}
+        for row in connection.execute(_OBSERVED, few):
             found.setdefault(row.object_id, []).append(_ADAPTERS[kind].validate_json(row.fields))
     return found
 
