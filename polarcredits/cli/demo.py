@@ -81,19 +81,19 @@ class _Tale:
         story, ledger = self.story, self.ledger
         bought = story.purchase(_PRODUCT)
         self.deliver(bought)
-        self.step("Ada buys Pro: Polar's signed events arrive, and her credits with them.")
+        self.step("Ada buys Pro: Polar's signed events arrive, and her credits too.")
         self.deliver(bought)
         self.step("Polar sends all of them again. Nothing is granted twice.")
         receipt = ledger.deduct("ada", 1200, operation="render", at=self.now())
         self.step("Her API calls spend 1,200, the credits that expire soonest first.")
         ledger.reverse(receipt.transaction.id, reason="upstream failed", at=self.now())
         ledger.deduct("ada", 700, operation="render", at=self.now())
-        self.step("One batch failed and is given back whole; a smaller one goes through.")
+        self.step("One batch failed and is given back; a smaller one goes through.")
         with_hold = ledger.hold("ada", 300, ttl=timedelta(minutes=5), at=self.now())
         ledger.holds.capture(with_hold.id, 180, at=self.now())
         self.step("A job of unknown cost holds 300, then takes 180.")
         self.deliver(story.renewal(datetime(2026, 2, 28, 9, tzinfo=UTC)))
-        self.step("February ends on the 28th: last month's rest expires, 5,000 new ones come.")
+        self.step("The 28th ends February: the old rest expires, 5,000 come.")
         self.deliver(story.pack(_PACK, datetime(2026, 3, 3, 12, tzinfo=UTC)))
         self.step("She buys a pack of 1,000, which never expires.")
         self.deliver(story.refund(500, datetime(2026, 3, 5, 8, tzinfo=UTC)))
@@ -107,7 +107,9 @@ class _Tale:
         try:
             ledger.deduct("ada", 100_000, at=self.now())
         except InsufficientCredits as refusal:
-            self.step(f"A call for far too much is refused: {refusal.message}")
+            self.step(
+                f"A call for {number(refusal.required)} is refused: she has {number(refusal.available)}."
+            )
         found = verify(ledger)
         self.step(f"`ledger verify`: {found.transactions} entries, {len(found.problems)} problems.")
         return self.steps
