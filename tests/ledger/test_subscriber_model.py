@@ -116,7 +116,7 @@ class Subscriber(RuleBasedStateMachine):
         if later < self.bound("end") - timedelta(hours=1):
             self.life.now = later
 
-    @rule(credits=st.integers(1, 3000))
+    @rule(credits=st.integers(1, 3000) | st.just(5000))
     def deduct(self, credits: int) -> None:
         """Spend the allowance first, then the lifetime grant; or be refused."""
         model = self.model
@@ -153,11 +153,12 @@ class Subscriber(RuleBasedStateMachine):
         self.tell(events)
         self.model.change(plan, end - changed, end - self.bound("start"))
 
-    @rule(cents=st.integers(1, PRICE))
-    def refund(self, cents: int) -> None:
-        """Refund a part of what this period cost."""
-        if self.model.refunded + cents > PRICE:
-            return
+    @precondition(lambda self: self.model.refunded < PRICE)
+    @rule(data=st.data())
+    def refund(self, data: st.DataObject) -> None:
+        """Refund a part of what this period cost, or the rest."""
+        left = PRICE - self.model.refunded
+        cents = data.draw(st.integers(1, left) | st.just(left))
         self.tell(self.life.refund(cents))
         self.model.refunded += cents
         self.model.refunds.append(cents)
