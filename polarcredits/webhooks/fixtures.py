@@ -11,7 +11,6 @@ from typing import Any
 
 from polarcredits.periods import Interval, boundary, format_time, parse_time
 from polarcredits.webhooks.samples import (
-    API_VERSION,
     Payload,
     customer,
     deliver,
@@ -22,18 +21,7 @@ from polarcredits.webhooks.samples import (
     subscription,
 )
 
-__all__ = [
-    "API_VERSION",
-    "Payload",
-    "Story",
-    "customer",
-    "deliver",
-    "event",
-    "make_id",
-    "order",
-    "refund",
-    "subscription",
-]
+__all__ = ["Payload", "Story", "deliver", "make_id"]
 
 _BETWEEN_EVENTS = timedelta(milliseconds=50)
 
