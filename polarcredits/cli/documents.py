@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polarcredits.credits import Lot
     from polarcredits.ledger.values import HoldState, Receipt, Transaction
+    from polarcredits.lots import Lot
 
 
 def grant_document(lot: Lot) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from polarcredits.credits import Book, Carry, Draw, EntryType, Lot, spread
+from polarcredits.credits import Book, Carry
 from polarcredits.ledger import tables as t
+from polarcredits.lots import Draw, EntryType, Lot, spread
 from polarcredits.periods import from_micros, to_micros
 
 FOREVER = 2**62
@@ -28,6 +29,8 @@ class Call:
     wall: datetime
     actor: str
     event: str | None = None
+    explicit: bool = False
+    """Whether `now` was asked for; then it may not lie before the account's last entry."""
 
 
 @dataclass(slots=True, eq=False)

@@ -118,6 +118,10 @@ def named(error: exc.DBAPIError) -> DatabaseError:
         return DatabaseBusy("The database is locked by another writer; try again.")
     if "no such table" in text or ("does not exist" in text and "relation" in text):
         return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
+    if isinstance(error, exc.OperationalError) and getattr(error.orig, "sqlstate", "") is None:
+        return DatabaseError(
+            f"The database cannot be reached: {text}. Is it running, and is POLARCREDITS_DATABASE_URL right?"
+        )
     return DatabaseError(f"The database refused: {text}")
 
 

@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Connection, func, or_, select
 
 from polarcredits.errors import DatabaseError, PolarCreditsError
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, load
+from polarcredits.ledger.account import Call, LoadedAccount, load
 from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.reconcile import true_at, write
+from polarcredits.ledger.reconcile import refuse_earlier, true_at, write
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 
@@ -80,7 +80,7 @@ def settle_one(ledger: Ledger, user: str, call: Call, *, dry_run: bool) -> Batch
 
     def work(connection: Connection) -> Batch:
         batch = Batch()
-        _settle(connection, ledger.catalog, account_of(connection, user), call, batch)
+        refuse_earlier(_settle(connection, ledger.catalog, account_of(connection, user), call, batch), call)
         batch.considered = 1
         return batch
 
@@ -99,7 +99,9 @@ def _settle_apart(connection: Connection, catalog: Catalog, account: int, call: 
         batch.failed.append({"user": user, "error": f"{type(error).__name__}: {error}"})
 
 
-def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch) -> None:
+def _settle(
+    connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch
+) -> LoadedAccount:
     loaded = load(connection, account, lock=True)
     was_due = loaded.next_due_at <= to_micros(call.now)
     settled = true_at(connection, catalog, loaded, call)
@@ -110,6 +112,7 @@ def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, 
     batch.downgraded += settled.downgraded
     batch.credits_granted += settled.credits_granted
     batch.credits_expired += settled.credits_expired
+    return loaded
 
 
 def _due(catalog: Catalog, now: int) -> ColumnElement[bool]:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Row, select, update
 
+from polarcredits.errors import InvalidInput
 from polarcredits.facts import Fact
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, micros, moment
@@ -17,6 +18,8 @@ from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.ingest import apply_facts, stamp
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import from_micros, to_micros
+
+EventStatus = Literal["applied", "ignored", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,9 @@ class EventStore:
         until: datetime | None = None,
         limit: int | None = 50,
     ) -> list[EventRow]:
-        """Return stored events, newest first."""
+        """Return stored events, newest first. Raises InvalidInput where *status* is none of theirs."""
+        if status is not None and status not in get_args(EventStatus):
+            raise InvalidInput(f"No event is {status!r}; there are {', '.join(get_args(EventStatus))}.")
         e = t.events.c
         query = select(t.events).order_by(e.received_at.desc(), e.id)
         for column, value in ((e.status, status), (e.type, type), (e.user_id, user)):

@@ -7,11 +7,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from polarcredits.credits import Lot
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.past import Movement, movements
 from polarcredits.ledger.reconcile import Settled
+from polarcredits.lots import Lot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

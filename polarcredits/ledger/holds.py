@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, insert, select
 
-from polarcredits.credits import Draw, reserve
 from polarcredits.errors import (
     AccountClosed,
     HoldClosed,
@@ -22,8 +21,9 @@ from polarcredits.errors import (
 from polarcredits.ledger import identity, requests
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, Details, OpenHold
-from polarcredits.ledger.reconcile import Settled, settle, true_at, write
+from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.values import HoldState, Receipt, transaction
+from polarcredits.lots import Draw, reserve
 from polarcredits.periods import from_micros, to_micros
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Holds:
         meta = requests.check_metadata(metadata)
         call = self._ledger.call(at)
         requests.check_text(key, "The idempotency key")
+        requests.check_text(operation, "The operation")
         request = requests.digest(kind="hold", amount=amount, ttl=ttl, operation=operation, meta=meta)
 
         def work(connection: Connection) -> Hold:
@@ -107,6 +108,7 @@ class Holds:
                 row = requests.find_key(connection, (own, account_id), key, request)
                 if row is not None:
                     return Hold(self, _state(row, user, account.available, replayed=True))
+            refuse_earlier(account, call)
             if account.closed:
                 raise AccountClosed(user)
             if account.available < amount:
@@ -200,12 +202,13 @@ class Holds:
         h = t.holds.c
         row = connection.execute(select(t.holds).where(h.id == id)).first()
         if row is None:
-            raise NotFound(f"No hold {id!r}.", hold=id)
+            raise NotFound(f"No hold {id!r}. Place one with: polarcredits credits hold USER AMOUNT", hold=id)
         settled = settle(connection, self._ledger.catalog, row.account_id, call, lock=True)
         row = connection.execute(select(t.holds).where(h.id == id)).one()
         hold = next((hold for hold in settled.account.holds if hold.id == id), None)
         if hold is None:
             raise HoldClosed(id, "lapsed" if row.status == "open" else row.status)
+        refuse_earlier(settled.account, call)
         return row, settled, hold
 
 

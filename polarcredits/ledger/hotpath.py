@@ -7,6 +7,7 @@ miss, and the slow path decides. Which grants paid is settled later, from balanc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -58,6 +59,23 @@ class Spent:
     balance: int
     held: int
     occurred: int
+
+    def entry(self, wanted: Spend) -> dict[str, Any]:
+        """Return the row of the ledger, as a query of it would."""
+        return {
+            "account_id": self.account,
+            "sequence": self.sequence,
+            "type": "deduct",
+            "amount": -wanted.amount,
+            "balance_after": self.balance,
+            "operation": wanted.operation,
+            "reason": None,
+            "meta": wanted.meta,
+            "actor": wanted.actor,
+            "idempotency_key": wanted.key,
+            "occurred_at": self.occurred,
+            "recorded_at": wanted.recorded,
+        }
 
 
 class KeyTaken(Exception):

@@ -7,13 +7,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
-from polarcredits.credits import Carry, Lot
+from polarcredits.credits import Carry
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import FOREVER, Call, LoadedAccount, load
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import PLACEHOLDER, assign_owners, owner_of_customer
 from polarcredits.ledger.reconcile import Settled, true_at, write
+from polarcredits.lots import Lot
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from polarcredits.credits import Lot, spread
 from polarcredits.errors import AccountClosed, InsufficientCredits, InvalidInput
 from polarcredits.ledger import identity, requests
 from polarcredits.ledger.account import Call, Details, LoadedAccount, load
@@ -18,10 +17,11 @@ from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
 from polarcredits.ledger.past import as_it_was
-from polarcredits.ledger.reconcile import Settled, settle, true_at, write
+from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.reversal import give_back
 from polarcredits.ledger.schema import open_database
 from polarcredits.ledger.values import Balance, Receipt, transaction
+from polarcredits.lots import Lot, spread
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 
@@ -83,8 +83,11 @@ class Ledger:
         """Run *work* in a write transaction: our own, or a savepoint of the joined one."""
         if self._joined is None:
             return self.database.write(work, dry_run=dry_run)
-        with failures(), self._joined.begin_nested():
-            return work(self._joined)
+        with failures(), self._joined.begin_nested() as savepoint:
+            result = work(self._joined)
+            if dry_run:
+                savepoint.rollback()
+            return result
 
     def reading(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot."""
@@ -95,7 +98,8 @@ class Ledger:
     def call(self, at: datetime | None = None) -> Call:
         """Return now, or *at*, with who asks."""
         wall = datetime.now(UTC)
-        return Call(now=requests.check_time(at, "The time") or wall, wall=wall, actor=self.actor)
+        now = requests.check_time(at, "The time") or wall
+        return Call(now=now, wall=wall, actor=self.actor, explicit=at is not None)
 
     def add_user(self, user: str, *, email: str | None = None, name: str | None = None) -> bool:
         """Make an account with its lifetime grant; False, and updated, if it is there already."""
@@ -176,9 +180,7 @@ class Ledger:
             receipt = self._fast(user, cost, details, call)
             if receipt is not None:
                 return receipt
-        return self.in_transaction(
-            lambda connection: self._slow(connection, user, cost, details, call, bool(at))
-        )
+        return self.in_transaction(lambda connection: self._slow(connection, user, cost, details, call))
 
     def _fast(self, user: str, cost: int, details: Details, call: Call) -> Receipt | None:
         wanted = Spend(
@@ -198,40 +200,19 @@ class Ledger:
             return None
         if spent is None:
             return None
-        row = {
-            "account_id": spent.account,
-            "sequence": spent.sequence,
-            "type": "deduct",
-            "amount": -cost,
-            "balance_after": spent.balance,
-            "operation": details.operation,
-            "reason": None,
-            "meta": details.meta,
-            "actor": call.actor,
-            "idempotency_key": details.key,
-            "occurred_at": spent.occurred,
-            "recorded_at": wanted.recorded,
-        }
         return Receipt(
-            transaction=transaction(row, user),
+            transaction=transaction(spent.entry(wanted), user),
             balance=spent.balance,
             available=spent.balance - spent.held,
         )
 
-    def _slow(
-        self,
-        connection: Connection,
-        user: str,
-        cost: int,
-        details: Details,
-        call: Call,
-        explicit: bool,
-    ) -> Receipt:
-        settled, before = self._open(connection, user, details, call, explicit)
+    def _slow(self, connection: Connection, user: str, cost: int, details: Details, call: Call) -> Receipt:
+        settled, before = self._open(connection, user, details, call)
         account = settled.account
         if before is not None:
             return before
-        self._refuse_closed(account)
+        if account.closed:
+            raise AccountClosed(user)
         if account.available < cost:
             raise InsufficientCredits(user, required=cost, available=account.available)
         row = account.post(call, "deduct", -cost, details=details)
@@ -255,11 +236,7 @@ class Ledger:
         """Give *amount* credits, for good or until a time. Raises UnknownUser unless *create*."""
         requests.check_amount(amount)
         call = self.call(at)
-        until = requests.check_time(expires_at, "The expiry")
-        if expires_in is not None:
-            until = call.now + expires_in
-        if until is not None and until <= call.now:
-            raise InvalidInput("The expiry must be later than now.")
+        until = requests.check_expiry(expires_at, expires_in, call.now)
         details = Details(
             reason=requests.check_text(reason, "The reason"),
             key=requests.check_text(idempotency_key, "The idempotency key"),
@@ -275,7 +252,7 @@ class Ledger:
         def work(connection: Connection) -> Receipt:
             if create:
                 identity.create(connection, self.catalog, user, call)
-            settled, before = self._open(connection, user, details, call, bool(at))
+            settled, before = self._open(connection, user, details, call)
             if before is not None:
                 return before
             lot = Lot(
@@ -337,12 +314,7 @@ class Ledger:
         return Holds(self)
 
     def _open(
-        self,
-        connection: Connection,
-        user: str,
-        details: Details,
-        call: Call,
-        explicit: bool,
+        self, connection: Connection, user: str, details: Details, call: Call
     ) -> tuple[Settled, Receipt | None]:
         """Lock and settle an account; the receipt is there if the idempotency key was used before."""
         own, account = identity.find(connection, user)
@@ -353,12 +325,8 @@ class Ledger:
                 if row.type == "deduct":
                     requests.refuse_if_reversed(connection, row.account_id, row.sequence)
                 return settled, self._receipt(row._asdict(), user, settled.account, replayed=True)
-        refuse_earlier(settled.account, call, explicit)
+        refuse_earlier(settled.account, call)
         return settled, None
-
-    def _refuse_closed(self, account: LoadedAccount) -> None:
-        if account.closed:
-            raise AccountClosed(account.user)
 
     def _receipt(
         self, row: Mapping[str, Any], user: str, account: LoadedAccount, *, replayed: bool = False
@@ -366,9 +334,3 @@ class Ledger:
         entry = transaction(row, user)
         balance = entry.balance_after if replayed else account.balance
         return Receipt(transaction=entry, balance=balance, available=account.available, replayed=replayed)
-
-
-def refuse_earlier(account: LoadedAccount, call: Call, explicit: bool) -> None:
-    """Raise InvalidInput if an explicit time lies before the account's last entry."""
-    if explicit and to_micros(call.now) < account.loaded_at:
-        raise InvalidInput("The time lies before the user's last ledger entry.")

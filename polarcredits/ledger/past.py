@@ -13,13 +13,13 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
 
-from polarcredits.credits import Lot
 from polarcredits.entitlements import entitlements
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
 from polarcredits.ledger.facts import account_facts
 from polarcredits.ledger.reconcile import Settled, known_terms
 from polarcredits.ledger.reversal import overlap
+from polarcredits.lots import Lot
 from polarcredits.periods import from_micros, to_micros
 from polarcredits.plans import Catalog
 

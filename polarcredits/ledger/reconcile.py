@@ -14,8 +14,9 @@ from types import MappingProxyType
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, select, update
 
-from polarcredits.credits import Lot, advance
+from polarcredits.credits import advance
 from polarcredits.entitlements import AccountFacts, Entitlements, entitlements
+from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import (
     FOREVER,
@@ -27,7 +28,8 @@ from polarcredits.ledger.account import (
 )
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import account_facts, is_closed
-from polarcredits.periods import from_micros, to_micros
+from polarcredits.lots import Lot
+from polarcredits.periods import format_time, from_micros, to_micros
 from polarcredits.plans import Catalog
 from polarcredits.terms import Terms
 
@@ -155,18 +157,11 @@ def known_terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, 
     return found
 
 
-def refill_due(connection: Connection, at: datetime, *, after: int, limit: int) -> list[tuple[int, str]]:
-    """Return the next accounts for which something has fallen due, in id order, locked."""
-    b, a = t.balances.c, t.accounts.c
-    query = (
-        select(a.id, a.user_id)
-        .join_from(t.balances, t.accounts, b.account_id == a.id)
-        .where(b.next_due_at <= to_micros(at), b.account_id > after, a.alias_of.is_(None))
-        .order_by(b.account_id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=t.balances)
-    )
-    return [(row.id, row.user_id) for row in connection.execute(query)]
+def refuse_earlier(account: LoadedAccount, call: Call) -> None:
+    """Raise InvalidInput if a time that was asked for lies before the account's last entry."""
+    if call.explicit and to_micros(call.now) < account.loaded_at:
+        last = format_time(from_micros(account.loaded_at))
+        raise InvalidInput(f"The time lies before the user's last ledger entry, at {last}.")
 
 
 def ledger_time(account: LoadedAccount, wall: datetime) -> datetime:

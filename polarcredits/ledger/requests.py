@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
@@ -53,7 +53,23 @@ def check_time(time: datetime | None, what: str) -> datetime | None:
         return None
     if time.tzinfo is None:
         raise InvalidInput(f"{what} needs a time zone.")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(f"{what} lies beyond the year 9999.") from None
+
+
+def check_expiry(at: datetime | None, within: timedelta | None, now: datetime) -> datetime | None:
+    """Return when a grant ends that lasts until *at* or for *within*; None if for good."""
+    if at is not None and within is not None:
+        raise InvalidInput("Give the expiry as a time or as a duration, not as both.")
+    try:
+        until = check_time(at, "The expiry") if within is None else now + within
+    except OverflowError:
+        raise InvalidInput("The expiry lies beyond the year 9999.") from None
+    if until is not None and until <= now:
+        raise InvalidInput("The expiry must be later than now.")
+    return until
 
 
 def digest(**request: Any) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from polarcredits.errors import InvalidInput, NotFound
+from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, Details
-from polarcredits.ledger.reconcile import Settled, settle, true_at
+from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at
 from polarcredits.ledger.requests import refuse_if_reversed
-from polarcredits.ledger.values import parse_transaction_id
+from polarcredits.ledger.values import no_transaction, parse_transaction_id
 from polarcredits.plans import Catalog
 
 
@@ -29,12 +29,13 @@ def give_back(
     wanted = select(t.transactions).where(tx.account_id == own, tx.sequence == sequence)
     entry = connection.execute(wanted).first()
     if entry is None:
-        raise NotFound(f"No transaction {id!r}.", transaction=id)
+        raise no_transaction(id)
     if entry.type != "deduct":
         raise InvalidInput(f"{id} is a {entry.type}; only a deduct can be reversed.")
     alias = connection.execute(select(a.alias_of).where(a.id == own)).scalar()
     account = settle(connection, catalog, alias or own, call, lock=True).account
     refuse_if_reversed(connection, own, sequence)
+    refuse_earlier(account, call)
     account.save(connection, call)
     row = account.post(
         call,

@@ -79,7 +79,12 @@ def parse_transaction_id(id: str) -> tuple[int, int]:
         and all(p.isascii() and p.isdecimal() and len(p) < 19 for p in parts[1:])
     ):
         return int(parts[1]), int(parts[2])
-    raise NotFound(f"No transaction {id!r}. See: polarcredits credits history USER", transaction=id)
+    raise no_transaction(id)
+
+
+def no_transaction(id: str) -> NotFound:
+    """Return the error for an id that names no entry."""
+    return NotFound(f"No transaction {id!r}. See: polarcredits credits history USER", transaction=id)
 
 
 def transaction(row: Mapping[str, Any], user: str) -> Transaction:

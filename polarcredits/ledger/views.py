@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
-from polarcredits.credits import Lot
 from polarcredits.entitlements import Shown
-from polarcredits.errors import NotFound
+from polarcredits.errors import InvalidInput, NotFound
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
 from polarcredits.ledger.facts import PLACEHOLDER
@@ -19,6 +18,7 @@ from polarcredits.ledger.identity import account_of, find
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import Settled
 from polarcredits.ledger.values import Balance, Transaction, transaction
+from polarcredits.lots import EntryType, Lot
 from polarcredits.periods import from_micros, to_micros
 
 
@@ -131,7 +131,12 @@ def history(
     type: str | None = None,
     limit: int | None = 50,
 ) -> list[Transaction]:
-    """Return posted entries, newest first, those of merged accounts too. Raises UnknownUser."""
+    """Return posted entries, newest first, those of merged accounts too.
+
+    Raises UnknownUser; InvalidInput where *type* is none of the ledger's.
+    """
+    if type is not None and type not in get_args(EntryType):
+        raise InvalidInput(f"No entry is a {type!r}; there are {', '.join(get_args(EntryType))}.")
     tx, a = t.transactions.c, t.accounts.c
 
     def work(connection: Connection) -> list[Transaction]:
@@ -194,7 +199,7 @@ def list_subscriptions(
     def work(connection: Connection) -> list[dict[str, Any]]:
         rows = connection.execute(_owned(connection, query, s.owner, user)).all()
         if id is not None and not rows:
-            raise NotFound(f"No subscription {id!r}.", subscription=id)
+            raise NotFound(f"No subscription {id!r}. See: polarcredits subscriptions list", subscription=id)
         return [_subscription(ledger, row) for row in rows]
 
     return ledger.reading(work)
@@ -247,10 +252,3 @@ def _subscription(ledger: Ledger, row: Row[Any]) -> dict[str, Any]:
         "ends_at": moment(row.ends_at),
         "ended_at": moment(row.ended_at),
     }
-
-
-def count_users(ledger: Ledger) -> int:
-    """Return how many users there are."""
-    a = t.accounts.c
-    query = select(func.count()).where(a.alias_of.is_(None))
-    return ledger.reading(lambda c: int(c.execute(query).scalar_one()))

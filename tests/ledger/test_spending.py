@@ -6,13 +6,12 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from polarcredits.credits import Lot
 from polarcredits.errors import (
     AlreadyReversed,
     DatabaseError,
@@ -28,6 +27,9 @@ from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.ledger.verify import verify
+from polarcredits.ledger.views import history
+from polarcredits.lots import Lot
+from polarcredits.refill import refill
 from tests.ledger.worlds import at, catalog, dump, lots
 
 
@@ -64,6 +66,20 @@ def test_the_hot_path_is_one_update_and_one_insert(ledger: Ledger, grants: int) 
         assert [statement.split()[0] for statement in seen] == ["UPDATE", "INSERT"]
 
 
+EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
+FAR = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
+
+
+def open_hold(ledger: Ledger) -> str:
+    """Return the id of ann's hold."""
+    return ledger.hold("ann", 50, idempotency_key="held").id
+
+
+def last_deduct(ledger: Ledger) -> str:
+    """Return the id of ann's latest deduction."""
+    return history(ledger, "ann", type="deduct")[0].id
+
+
 REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
     (UnknownUser, lambda ledger: ledger.deduct("bob", 1)),
     (InsufficientCredits, lambda ledger: ledger.deduct("ann", 900)),
@@ -78,9 +94,20 @@ REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
     (InvalidInput, lambda ledger: ledger.deduct("ann", True)),
     (InvalidInput, lambda ledger: ledger.grant("ann", 2**53 + 1)),
     (InvalidInput, lambda ledger: ledger.grant("ann", 5, expires_at=datetime(2020, 1, 1, tzinfo=UTC))),
-    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, at=datetime(2020, 1, 1, tzinfo=UTC))),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, at=EARLIER)),
     (InvalidInput, lambda ledger: ledger.hold("ann", 1, ttl=timedelta(hours=25))),
+    (InvalidInput, lambda ledger: ledger.hold("ann", 1, operation="a\x01")),
     (InvalidInput, lambda ledger: ledger.reverse("txn_1_1")),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 5, expires_in=timedelta.max)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 5, expires_at=FAR)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 5, expires_at=FAR, expires_in=timedelta(1))),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 5, at=EARLIER)),
+    (InvalidInput, lambda ledger: ledger.hold("ann", 5, at=EARLIER)),
+    (InvalidInput, lambda ledger: ledger.holds.capture(open_hold(ledger), at=EARLIER)),
+    (InvalidInput, lambda ledger: ledger.holds.release(open_hold(ledger), at=EARLIER)),
+    (InvalidInput, lambda ledger: ledger.reverse(last_deduct(ledger), at=EARLIER)),
+    (InvalidInput, lambda ledger: refill(ledger, user="ann", at=EARLIER)),
+    (InvalidInput, lambda ledger: history(ledger, "ann", type="gift")),
 ]
 
 
@@ -215,6 +242,17 @@ def test_joining_the_applications_transaction(ledger: Ledger) -> None:
             joined.deduct("ann", 5, idempotency_key="k")
         joined.deduct("ann", 10)
     assert ledger.balance("ann").balance == 995
+
+
+def test_a_dry_run_in_the_applications_transaction_leaves_it_as_it_was(ledger: Ledger) -> None:
+    """A joined refill that only reports keeps what the application did, and nothing of its own."""
+    ledger.grant("ann", 100, expires_at=at("05-01"), create=True, at=at("04-01"))
+    with ledger.begin() as connection:
+        joined = ledger.using(connection)
+        joined.deduct("ann", 10, at=at("04-02"))
+        report = refill(joined, at=at("05-02"), dry_run=True)
+        assert (report.expired, report.credits_expired) == (1, 90)
+    assert [entry.type for entry in history(ledger, "ann")] == ["deduct", "grant", "grant"]
 
 
 def test_the_database_refuses_to_change_an_entry(ledger: Ledger) -> None:

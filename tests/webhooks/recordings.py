@@ -16,8 +16,3 @@ def recorded(path: Path) -> list[StoredDelivery]:
     found = [element for element in elements if isinstance(element, StoredDelivery)]
     assert len(found) == len(elements) > 0
     return found
-
-
-def every() -> list[StoredDelivery]:
-    """Return the deliveries of all files."""
-    return [delivery for path in FILES for delivery in recorded(path)]
