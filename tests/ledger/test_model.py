@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,7 +16,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from polarcredits.errors import AlreadyReversed, HoldClosed, InsufficientCredits
@@ -25,7 +23,7 @@ from polarcredits.ledger import schema
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.refill import refill
-from tests.ledger.worlds import catalog
+from tests.ledger.worlds import catalog, play
 
 START = datetime(2027, 4, 1, tzinfo=UTC)
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -211,29 +209,16 @@ class Lives(RuleBasedStateMachine):
         assert verify(self.ledger, user=self.user).problems == []
 
 
-def _run(url: str, examples: int) -> None:
-    machine = type("Machine", (Lives,), {"url": url})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def test_sqlite_agrees_with_the_model() -> None:
     """Random grants, spends, holds, reversals and expiries on SQLite."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'model.db'}"
         schema.make_if_absent(url)
-        _run(url, 60)
+        play(Lives, url, 60)
 
 
 def test_postgresql_agrees_with_the_model(postgres: str) -> None:
     """The same, shorter, on PostgreSQL."""
     from tests.ledger.conftest import copy_of_template
 
-    _run(copy_of_template(postgres), 12)
+    play(Lives, copy_of_template(postgres), 12)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,7 +16,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from polarcredits.errors import InsufficientCredits
@@ -28,7 +26,7 @@ from polarcredits.ledger.views import statement
 from polarcredits.periods import parse_time
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
-from tests.ledger.worlds import catalog, feed
+from tests.ledger.worlds import catalog, feed, play
 
 START = datetime(2027, 4, 1, tzinfo=UTC)
 PRICE = 2000
@@ -193,29 +191,16 @@ class Subscriber(RuleBasedStateMachine):
         assert verify(self.ledger, user=self.user).problems == []
 
 
-def _run(url: str, examples: int) -> None:
-    machine = type("Machine", (Subscriber,), {"url": url})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def test_sqlite_agrees_with_the_model() -> None:
     """Random plan changes, refunds, spends, reversals and renewals on SQLite."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'model.db'}"
         schema.make_if_absent(url)
-        _run(url, 30)
+        play(Subscriber, url, 30)
 
 
 def test_postgresql_agrees_with_the_model(postgres: str) -> None:
     """The same, shorter, on PostgreSQL."""
     from tests.ledger.conftest import copy_of_template
 
-    _run(copy_of_template(postgres), 6)
+    play(Subscriber, copy_of_template(postgres), 6)

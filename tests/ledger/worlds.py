@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import Connection, select
 
 from polarcredits.ledger import tables as t
@@ -131,3 +133,16 @@ def restart(
         {"type": kind, "timestamp": format_time(start), "data": copy.deepcopy(data)}
         for kind, data in (("subscription.updated", life.subscription), ("order.paid", order))
     ]
+
+
+def play(machine: type[RuleBasedStateMachine], url: str, examples: int) -> None:
+    """Run a state machine on the database at *url*, each of its lives up to 25 steps long."""
+    run_state_machine_as_test(
+        type("Machine", (machine,), {"url": url}),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
