@@ -51,11 +51,10 @@ def open_ledger(url: str | None = None) -> Ledger:
 
     A SQLite database that does not exist yet is made. Raises ConfigError or DatabaseError.
     """
-    from polarcredits.ledger.ledger import Ledger
+    from polarcredits.ledger.opening import open_configured
     from polarcredits.settings import load_settings
 
-    settings = load_settings(database=url)
-    return Ledger(settings.database_url, settings.catalog)
+    return open_configured(load_settings(database=url))
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from polarcredits.billing import (
+    CHANGE_WINDOW,
     BillingPeriod,
     Payment,
     Subscription,
     Version,
     confirmed_periods,
+    created_at,
     opened_period,
     paid,
     with_paid_periods,
@@ -38,6 +40,15 @@ class _Cell:
     index: int
     start: datetime
     end: datetime
+    plan: str
+    credits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refill:
+    """An allowance that is expected to begin."""
+
+    at: datetime
     plan: str
     credits: int
 
@@ -87,8 +98,8 @@ class SubscriptionGrants:
         allowances.sort(key=lambda grant: (grant.effective_at, grant.key))
         return [*self._trial(), *allowances, *self._rollovers(allowances)]
 
-    def next_refill(self, now: datetime) -> datetime | None:
-        """Return when its next allowance period is expected to begin, or None."""
+    def next_refill(self, now: datetime) -> Refill | None:
+        """Return its next allowance that is expected to begin, or None."""
         if not self.subscription.live(now) or self.subscription.latest.status == "past_due":
             return None
         begun = [position for position, period in enumerate(self.periods) if period.start <= now]
@@ -99,10 +110,13 @@ class SubscriptionGrants:
         terms = self._terms(period)
         if terms is None or terms.interval == "lifetime":
             return None
-        inner = [cell.start for cell in self._cells(period) if now < cell.start < self._end(position)]
-        if inner and period.start in self.confirmed:
-            return inner[0]
-        return period.end if self.subscription.goes_on and period.end > now else None
+        cells = [cell for cell in self._cells(period) if now < cell.start < self._end(position)]
+        if cells and period.start in self.confirmed:
+            return Refill(at=cells[0].start, plan=cells[0].plan, credits=cells[0].credits)
+        if self.subscription.goes_on and period.end > now:
+            credits = terms.credits * (period.versions[-1].seats if terms.per_seat else 1)
+            return Refill(at=period.end, plan=terms.name, credits=credits)
+        return None
 
     def _terms(self, period: BillingPeriod, product_id: str | None = None) -> Terms | None:
         if product_id is None:
@@ -137,11 +151,12 @@ class SubscriptionGrants:
         if not known:
             return []
         interval = known[0].interval
+        counted = self._counted(period, interval)
         cells = []
         for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
-            heard = [v for v in period.versions if v.as_of < end]
+            heard = [v for v in counted if v.as_of < end]
             levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
-            levels = levels or list(period.versions[:1])
+            levels = levels or counted[:1]
             worth, plan = self._worth(period, levels, start, end, interval)
             cells.append(_Cell(index, start, end, plan or known[0].name, worth))
         return cells
@@ -165,31 +180,49 @@ class SubscriptionGrants:
             if level_now > level:
                 if pieces and terms and terms.upgrade == "full":
                     left = end - start
-                if not pieces or not terms or terms.upgrade != "paid" or self._raise_paid(version):
-                    pieces.append((level, level_now, left))
-                    level = level_now
+                pieces.append((level, level_now, left))
             else:
                 pieces = [(low, min(high, level_now), part) for low, high, part in pieces]
                 pieces = [piece for piece in pieces if piece[1] > piece[0]] or [(0, 0, end - start)]
-                level = level_now
+            level = level_now
         whole = (end - start) // _US or 1
         return sum((high - low) * (part // _US) // whole for low, high, part in pieces), plan
 
-    def _raise_paid(self, version: Version) -> bool:
-        """Say whether an order paid for a change to this version's product (`upgrade = "paid"`)."""
-        return any(
-            payment.latest.billing_reason == "subscription_update"
-            and payment.latest.net_cents > 0
-            and payment.latest.product_id == version.product_id
+    def _counted(self, period: BillingPeriod, interval: str | None) -> list[Version]:
+        """Return the versions that count: under `upgrade = "paid"`, a raise with an order of its own (§4.5).
+
+        That order was made between the last thing heard before the raise and the raise itself.
+        """
+        orders = sorted(
+            (created_at(payment), payment.latest.product_id)
             for payment in self.payments
+            if payment.latest.billing_reason == "subscription_update"
+            and payment.latest.net_cents > 0
+            and payment.latest.product_id is not None
         )
+        length = timedelta(days=DAYS.get(interval or "month", 30))
+        counted: list[Version] = []
+        level, since = 0, period.start
+        for version in period.versions:
+            terms = self._terms(period, version.product_id)
+            wanted = _level(terms, version.seats, interval, length) if terms else 0
+            before, since = since, version.as_of
+            if counted and terms and terms.upgrade == "paid" and wanted > level:
+                until = version.as_of + CHANGE_WINDOW
+                paying = [o for o in orders if before <= o[0] <= until and o[1] == version.product_id]
+                if not paying:
+                    continue
+                orders.remove(paying[0])
+            counted.append(version)
+            level = wanted
+        return counted
 
     def _allowances(self, position: int, period: BillingPeriod) -> list[Desired]:
         terms, cells = self._terms(period), self._cells(period)
         if terms is not None and terms.interval == "lifetime":
             return [self._lifetime(period, terms)]
         end = self._end(position)
-        attached = [p for p in self.payments if opened_period(p, self.subscription) == period]
+        attached = self._attached(period)
         clawed = take_from_the_end([cell.credits for cell in cells], attached)
         grants = []
         for cell, taken in zip(cells, clawed, strict=True):
@@ -270,12 +303,16 @@ class SubscriptionGrants:
             )
         return carried
 
+    def _attached(self, period: BillingPeriod) -> list[Payment]:
+        return [p for p in self.payments if opened_period(p, self.subscription) == period]
+
     def _lifetime(self, period: BillingPeriod, terms: Terms) -> Desired:
         return Desired(
             key=f"lifetime:{self.user}:{terms.name}",
             source="lifetime",
             plan=terms.name,
             gross=terms.credits,
+            clawed=take_from_the_end([terms.credits], self._attached(period))[0],
             effective_at=period.start,
             expires_at=None,
             clawback=terms.clawback,
@@ -287,7 +324,12 @@ class SubscriptionGrants:
         latest = self.subscription.latest
         if latest.trial_start is None or latest.trial_end is None:
             return []
-        trialing = [p for p in self.periods if latest.trial_start <= p.start < latest.trial_end]
+        trialing = [
+            period
+            for period in self.periods
+            if latest.trial_start <= period.start < latest.trial_end
+            and not period.status.startswith("incomplete")
+        ]
         terms = self._terms(trialing[0]) if trialing else None
         if terms is None or not terms.trial_credits:
             return []

@@ -174,6 +174,11 @@ def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterab
     return min(max(0, total), max(0, latest.net_cents))
 
 
+def created_at(payment: Payment) -> datetime:
+    """Return when the order was made, as far as that is known."""
+    return payment.latest.created_at or payment.latest.snapshot.as_of
+
+
 def paid(payment: Payment) -> bool:
     """Say whether the order is or ever was paid."""
     return payment.paid_as_of is not None
@@ -188,7 +193,7 @@ def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod
     starts = [item.starts_at for item in plain if item.starts_at is not None]
     if starts:
         return _containing(subscription, min(starts))
-    created = order.created_at or order.snapshot.as_of
+    created = created_at(payment)
     for start in payment.embedded_starts:
         if start <= created:
             exact = [period for period in subscription.periods if period.start == start]
@@ -260,7 +265,7 @@ def _confirms(
     payment: Payment, period: BillingPeriod, latest: SubscriptionFact, before_confirmed: bool
 ) -> bool:
     order = payment.latest
-    created = order.created_at or order.snapshot.as_of
+    created = created_at(payment)
     if latest.trial_start and latest.trial_end and latest.trial_start <= created < latest.trial_end:
         return False
     if order.billing_reason in ("subscription_create", "subscription_cycle"):

@@ -66,7 +66,9 @@ def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: dateti
     `as_of` is when the news counts that changes an existing grant (docs/rules.md §2).
     """
     before = len(book.postings)
+    withdrawn = [lot for lot in book.lots if lot.withdrawn]
     changed = _update(book, desired)
+    restored = [lot for lot in withdrawn if not lot.withdrawn]
     fresh = _create(book, desired)
     for lot in sorted(book.lots, key=lambda lot: (lot.effective_at, lot.source != "rollover")):
         if lot.rollover is not None:
@@ -74,7 +76,7 @@ def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: dateti
     for _ in range(len(book.lots) + 1):
         if not _give_back(book):
             break
-    for lot in sorted(fresh, key=lambda lot: (lot.effective_at, lot.key)):
+    for lot in sorted([*fresh, *restored], key=lambda lot: (lot.effective_at, lot.key)):
         _charge(book, lot)
     for lot in book.lots:
         if lot.continues and lot.source == "allowance":
@@ -153,10 +155,11 @@ def _carried_over(book: Book, lot: Lot, now: datetime) -> int:
 
 
 def _give_back(book: Book) -> bool:
-    """Return carries that are no longer owed, the latest first; say whether anything moved."""
+    """Return carries that are no longer owed, or not by this grant; say whether anything moved."""
     moved = False
     for carry in reversed(book.carries):
         excess = min(carry.amount, -book.outstanding(carry.source, debt=carry.debt))
+        excess = carry.amount if carry.target.withdrawn else excess
         if excess > 0:
             _move(carry, -excess)
             moved = True
@@ -232,7 +235,9 @@ def _post(book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, a
     elif over and lot.expired:
         target = lot.held - debt
         down = target - lot.remaining
-        post("expire" if down < 0 else "adjust", down, max(end, as_of))
+        claw = min(-down, newly_clawed) if down < 0 and lot.clawback == "debt" else 0
+        post("clawback", -claw, max(end, as_of))
+        post("expire" if down < 0 else "adjust", down + claw, max(end, as_of))
     else:
         target = max(lot.held, whole) - debt
         delta = target - lot.remaining

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from polarcredits.allowances import DAYS, SubscriptionGrants, take_from_the_end
-from polarcredits.billing import Payment, Subscription, paid
+from polarcredits.allowances import DAYS, Refill, SubscriptionGrants, take_from_the_end
+from polarcredits.billing import Payment, Subscription, created_at, paid
 from polarcredits.facts import SubscriptionFact
 from polarcredits.plans import Catalog
 from polarcredits.terms import Desired, Terms, TermsBook
@@ -39,9 +39,16 @@ class Entitlements:
     desired: list[Desired] = field(default_factory=list)
     subscriptions: list[Shown] = field(default_factory=list)
     next_change_at: datetime | None = None
-    next_refill_at: datetime | None = None
-    next_refill_credits: int = 0
+    refills: list[Refill] = field(default_factory=list)
+    """The next allowance of each subscription, the soonest first."""
     new_terms: dict[tuple[str, str], Terms] = field(default_factory=dict)
+    unknown_products: set[str] = field(default_factory=set)
+    """Products bought that are in no plan or pack."""
+
+    @property
+    def next_refill_at(self) -> datetime | None:
+        """When the next allowance is expected to begin."""
+        return self.refills[0].at if self.refills else None
 
 
 def entitlements(
@@ -55,7 +62,6 @@ def entitlements(
     result = Entitlements(plan=catalog.default_plan)
     everything: list[Desired] = []
     changes: list[datetime] = []
-    refills: list[datetime] = []
     for subscription in facts.subscriptions:
         orders = [p for p in facts.payments if p.latest.subscription_id == subscription.latest.id]
         lives = SubscriptionGrants(
@@ -69,7 +75,7 @@ def entitlements(
         everything += lives.grants()
         changes += lives.changes
         refill = lives.next_refill(now)
-        refills += [refill] if refill else []
+        result.refills += [refill] if refill else []
     everything += _packs(facts, book)
     once = _once(everything)
     for grant in once:
@@ -77,10 +83,9 @@ def entitlements(
         changes += [grant.expires_at] if grant.expires_at else []
     result.desired = [grant for grant in once if grant.effective_at <= now]
     result.next_change_at = min((time for time in changes if time > now), default=None)
-    result.next_refill_at = min(refills, default=None)
+    result.refills.sort(key=lambda refill: (refill.at, refill.plan))
     _show(result, facts, catalog, now)
-    result.next_refill_credits = catalog.plan(result.plan).credits if refills else 0
-    result.new_terms = book.new
+    result.new_terms, result.unknown_products = book.new, book.unknown
     return result
 
 
@@ -98,7 +103,7 @@ def _packs(facts: AccountFacts, book: TermsBook) -> Iterable[Desired]:
         if terms is None:
             continue
         gross = terms.credits * order.quantity
-        start = order.created_at or order.snapshot.as_of
+        start = created_at(payment)
         lifetime = terms.interval == "lifetime"
         yield Desired(
             key=f"lifetime:{facts.user}:{terms.name}" if lifetime else f"pack:{order.id}",
@@ -115,10 +120,15 @@ def _packs(facts: AccountFacts, book: TermsBook) -> Iterable[Desired]:
 
 
 def _once(grants: Iterable[Desired]) -> list[Desired]:
-    """Keep the earliest grant of each key, in order of start (a trial or lifetime is given once)."""
+    """Keep the earliest grant of each key, in order of start (a trial or lifetime is given once).
+
+    It is worth what the best of them is: bought twice and refunded once, it is still paid for.
+    """
     kept: dict[str, Desired] = {}
     for grant in sorted(grants, key=lambda g: (g.effective_at, g.key, g.cause_id)):
-        kept.setdefault(grant.key, grant)
+        first = kept.setdefault(grant.key, grant)
+        if grant.gross - grant.clawed > first.gross - first.clawed:
+            kept[grant.key] = replace(first, gross=grant.gross, clawed=grant.clawed)
     return list(kept.values())
 
 
@@ -139,7 +149,8 @@ def _show(result: Entitlements, facts: AccountFacts, catalog: Catalog, now: date
         started = latest.started_at.timestamp() if latest.started_at else 0.0
         if best is None or (-daily, started, latest.id) < best:
             best = (-daily, started, latest.id)
-            result.plan, result.status = plan.name, latest.status
+            result.plan = plan.name
+            result.status = None if plan.name == catalog.default_plan else latest.status
     result.subscriptions.sort(
         key=lambda s: (s.fact.started_at.timestamp() if s.fact.started_at else 0.0, s.fact.id),
         reverse=True,

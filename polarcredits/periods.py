@@ -13,6 +13,7 @@ Interval = Literal["day", "week", "month", "year", "lifetime"]
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST = timedelta(days=36_500)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -38,9 +39,12 @@ def parse_duration(text: str) -> timedelta:
     if not match:
         raise ValueError(f"{text!r} is no duration such as 15m, 1h or 30d")
     try:
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        duration = timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError:
-        raise ValueError(f"{text!r} is too long a duration") from None
+        duration = timedelta.max
+    if duration > _LONGEST:
+        raise ValueError(f"{text!r} is too long a duration; the longest is {_LONGEST.days}d")
+    return duration
 
 
 def to_micros(time: datetime) -> int:

@@ -83,6 +83,12 @@ class Catalog:
         """Return the pack that a Polar product sells."""
         return next((pack for pack in self.packs if product_id in pack.product_ids), None)
 
+    @property
+    def product_ids(self) -> tuple[str, ...]:
+        """Every Polar product that a plan or pack is sold as."""
+        sold = [plan.product_ids for plan in self.plans] + [pack.product_ids for pack in self.packs]
+        return tuple(id for ids in sold for id in ids)
+
     def cost(self, operation: str) -> int:
         """Return what one call of *operation* costs, in credits; 1 unless configured."""
         return self.operations.get(operation, 1)

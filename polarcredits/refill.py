@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from polarcredits.errors import DatabaseError
+from polarcredits.errors import DatabaseBusy
 from polarcredits.ledger.account import Call
 from polarcredits.ledger.due import UNSETTLED, Batch, count_due, settle_batch, settle_one
 from polarcredits.ledger.ledger import Ledger
@@ -59,7 +59,7 @@ def refill(
 def _next_batch(ledger: Ledger, call: Call, *, after: int, dry_run: bool) -> Batch:
     try:
         return settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run)
-    except DatabaseError:
+    except DatabaseBusy:
         raise
     except UNSETTLED:
         return settle_batch(ledger, call, after=after, limit=BATCH, dry_run=dry_run, apart=True)

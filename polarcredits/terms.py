@@ -67,6 +67,8 @@ class TermsBook:
         self._new: dict[tuple[str, str], Terms] = {}
         self.confirmed: set[str] = set()
         """Subjects whose terms are to be written down, being confirmed."""
+        self.unknown: set[str] = set()
+        """Products that were asked for and are in no plan or pack."""
 
     @property
     def new(self) -> dict[tuple[str, str], Terms]:
@@ -90,6 +92,8 @@ class TermsBook:
         found = self._written.get(key) or self._new.get(key)
         if found is None and offer is not None:
             found = self._new[key] = self._terms(offer)
+        if found is None:
+            self.unknown.add(product_id)
         return found
 
     def _terms(self, offer: Plan | Pack) -> Terms:

@@ -12,6 +12,18 @@ GUARD_SQLITE = """
 CREATE TRIGGER credit_transactions_no_{lower} BEFORE {verb} ON credit_transactions
 BEGIN SELECT RAISE(ABORT, 'credit_transactions is append-only'); END
 """
+GUARD_REPLACE = """
+CREATE TRIGGER credit_transactions_no_replace BEFORE INSERT ON credit_transactions
+WHEN EXISTS (SELECT 1 FROM credit_transactions
+ WHERE account_id = NEW.account_id AND sequence = NEW.sequence)
+BEGIN SELECT RAISE(ABORT, 'credit_transactions is append-only'); END
+"""
+GUARD_KEYS = """
+CREATE TRIGGER credit_transactions_no_replaced_key BEFORE INSERT ON credit_transactions
+WHEN NEW.idempotency_key IS NOT NULL AND EXISTS (SELECT 1 FROM credit_transactions
+ WHERE account_id = NEW.account_id AND idempotency_key = NEW.idempotency_key)
+BEGIN SELECT RAISE(IGNORE); END
+"""
 GUARD_FUNCTION = """
 CREATE FUNCTION credit_transactions_append_only() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION 'credit_transactions is append-only'; END $$
@@ -27,6 +39,10 @@ def guard_transactions():
     if op.get_bind().dialect.name == "sqlite":
         for verb in ("UPDATE", "DELETE"):
             op.execute(GUARD_SQLITE.format(verb=verb, lower=verb.lower()))
+        # INSERT OR REPLACE deletes without firing DELETE triggers. A key in use is left to the caller,
+        # who counts rows: ON CONFLICT DO NOTHING must stay silent.
+        op.execute(GUARD_REPLACE)
+        op.execute(GUARD_KEYS)
         return
     op.execute(GUARD_FUNCTION)
     for verb in ("UPDATE", "DELETE", "TRUNCATE"):
@@ -130,6 +146,14 @@ def upgrade():
         sa.Column("product_id", sa.Text(), nullable=False),
         sa.Column("terms", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("subject", "product_id", name=op.f("pk_terms")),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "unknown_products",
+        sa.Column("product_id", sa.Text(), nullable=False),
+        sa.Column("account_id", INT, nullable=False),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_unknown_products_account_id")),
+        sa.PrimaryKeyConstraint("product_id", "account_id", name=op.f("pk_unknown_products")),
         sqlite_strict=True,
     )
     op.create_table(
@@ -311,6 +335,7 @@ def downgrade():
     op.drop_table("credit_transactions")
     op.drop_table("credit_balances")
     op.drop_table("webhook_events")
+    op.drop_table("unknown_products")
     op.drop_table("terms")
     op.drop_table("subscriptions")
     op.drop_table("settings")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import sys
 import traceback
@@ -14,7 +17,7 @@ from typer.exceptions import TyperException
 from polarcredits import __version__
 from polarcredits.cli import credits, data, database, demo, ledger, users, webhooks
 from polarcredits.cli.context import options
-from polarcredits.cli.output import emit, hint
+from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
 
 app = typer.Typer(
@@ -38,7 +41,7 @@ app.command()(demo.demo)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"polarcredits {__version__}")
+        emit({"version": __version__}, lambda: say(f"polarcredits {__version__}"))
         raise typer.Exit
 
 
@@ -73,6 +76,31 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(given: list[str]) -> int:
+    unreadable = next((word for word in given if not word.isprintable() and not _is_text(word)), None)
+    if unreadable is not None:
+        return _fail("invalid_input", f"The argument {unreadable!r} is not UTF-8 text.", 5, {})
+    if options.json and "--help" in given[: given.index("--") if "--" in given else None]:
+        return _help_as_json(given)
+    return _outcome(given)
+
+
+def _help_as_json(given: list[str]) -> int:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = _outcome(given)
+    text = shown.getvalue()
+    say(json.dumps({"help": text}, ensure_ascii=False) if code == 0 else text.rstrip())
+    return code
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _outcome(given: list[str]) -> int:
     try:
         code = typer.main.get_command(app).main(given, prog_name="polarcredits", standalone_mode=False)
         sys.stdout.flush()

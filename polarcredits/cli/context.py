@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from polarcredits.errors import InvalidInput
 from polarcredits.periods import parse_duration, parse_time
@@ -38,12 +42,17 @@ def settings() -> Settings:
     return load_settings(config=options.config, database=options.database)
 
 
-def ledger() -> Ledger:
-    """Open the ledger."""
-    from polarcredits.ledger.ledger import Ledger
+@contextmanager
+def ledger(*, rehearse: bool = False) -> Iterator[Ledger]:
+    """Open the ledger; with *rehearse*, all that is done is undone at the end (`--dry-run`)."""
+    from polarcredits.ledger.opening import open_configured
 
-    known = settings()
-    return Ledger(known.database_url, known.catalog, actor=actor())
+    with open_configured(settings(), actor=actor()) as opened:
+        if not rehearse:
+            yield opened
+            return
+        with opened.rehearse() as stage:
+            yield stage
 
 
 def inbox(opened: Ledger) -> Inbox:
@@ -63,6 +72,9 @@ def actor() -> str:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):
         return "cli:unknown"
+
+
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many.")]
 
 
 def time_of(text: str | None, option: str) -> datetime | None:

@@ -269,7 +269,7 @@ def history(
     since: Annotated[str | None, typer.Option(help="From this time on.")] = None,
     until: Annotated[str | None, typer.Option(help="Before this time.")] = None,
     type: Annotated[str | None, typer.Option(help="Only this type of entry.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
     plot: Annotated[bool, typer.Option(help="Draw the balance over time.")] = False,
 ) -> None:
     """List entries, newest first. Example: polarcredits credits history alice --type deduct"""
@@ -315,7 +315,7 @@ def _plot(balances: list[int]) -> list[str]:
 def list_(
     plan: Annotated[str | None, typer.Option(help="Only users on this plan.")] = None,
     below: Annotated[int | None, typer.Option(help="Only with less available.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
 ) -> None:
     """List users' credits. Example: polarcredits credits list --below 100"""
     from polarcredits.ledger.views import balances

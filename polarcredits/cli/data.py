@@ -66,7 +66,7 @@ def plans() -> None:
 def list_subscriptions(
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
     status: Annotated[str | None, typer.Option(help="Only with this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
 ) -> None:
     """List subscriptions, newest first. Example: polarcredits subscriptions list --user alice"""
     from polarcredits.ledger import views
@@ -103,7 +103,7 @@ def _table(found: list[dict[str, Any]]) -> None:
 @payments.command("list")
 def list_payments(
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
 ) -> None:
     """List orders, newest first. Example: polarcredits payments list --user alice"""
     from polarcredits.ledger import views

@@ -66,7 +66,7 @@ def show(user: str) -> None:
 @app.command("list")
 def list_(
     plan: Annotated[str | None, typer.Option(help="Only users on this plan.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
 ) -> None:
     """List users, newest first. Example: polarcredits users list --plan pro"""
     from polarcredits.ledger.views import list_users

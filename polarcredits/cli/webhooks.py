@@ -76,7 +76,7 @@ def ingest(
     elements = [each for file in files for each in read_elements(_content(file), file)]
     now = datetime.now(UTC)
     outcomes = []
-    with context.ledger() as ledger, progress("Ingesting") as done:
+    with context.ledger(rehearse=dry_run) as ledger, progress("Ingesting") as done:
         inbox = context.inbox(ledger)
         for element in elements:
             outcomes.append(
@@ -85,7 +85,6 @@ def ingest(
                     now=now,
                     unsigned=unsigned,
                     allow_triggered=allow_triggered,
-                    dry_run=dry_run,
                 )
             )
             done(len(outcomes), len(elements))
@@ -120,7 +119,7 @@ def list_(
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
     since: Annotated[str | None, typer.Option(help="Received from this time on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: context.Limit = 50,
 ) -> None:
     """List events, newest first. Example: polarcredits webhooks list --status failed"""
     with context.ledger() as ledger:
@@ -186,7 +185,7 @@ def replay(
     """
     if not (ids or since or until or type or all):
         raise typer.BadParameter("name events, or give --since, --until, --type or --all")
-    with context.ledger() as ledger, progress("Replaying") as done:
+    with context.ledger(rehearse=dry_run) as ledger, progress("Replaying") as done:
         inbox = context.inbox(ledger)
         rows = (
             _rows(inbox, ids)
@@ -201,7 +200,7 @@ def replay(
         now = datetime.now(UTC)
         outcomes = []
         for row in reversed(rows):
-            outcomes.append(inbox.again(row, now=now, dry_run=dry_run))
+            outcomes.append(inbox.again(row, now=now))
             done(len(outcomes), len(rows))
     _report(outcomes, single=False)
 

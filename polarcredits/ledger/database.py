@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
 
-from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
 
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
@@ -39,7 +39,7 @@ def make_engine(url: str) -> Engine:
     """Return an engine for `sqlite:///…` or `postgresql://…`, set up as this module promises."""
     try:
         parsed = make_url(url)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):
         raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -107,6 +107,8 @@ def failures() -> Iterator[None]:
         if getattr(error.orig, "sqlstate", None) in _AGAIN:
             raise
         raise named(error) from error
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
     except exc.TimeoutError as error:
         raise DatabaseBusy("No database connection became free in time; try again.") from error
 

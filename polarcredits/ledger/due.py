@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, delete, exc, func, or_, select
 
-from polarcredits.errors import DatabaseError, PolarCreditsError
+from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, LoadedAccount, load
+from polarcredits.ledger.account import Call, load
 from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.reconcile import refuse_earlier, true_at, write
+from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 
@@ -64,7 +65,9 @@ def settle_batch(
             .with_for_update(skip_locked=True)
         )
         batch = Batch()
-        for account in connection.execute(query).scalars().all():
+        accounts = connection.execute(query).scalars().all()
+        _forget_named(connection, ledger.catalog, accounts)
+        for account in accounts:
             batch.last = account
             if apart:
                 _settle_apart(connection, ledger.catalog, account, call, batch)
@@ -80,7 +83,7 @@ def settle_one(ledger: Ledger, user: str, call: Call, *, dry_run: bool) -> Batch
 
     def work(connection: Connection) -> Batch:
         batch = Batch()
-        refuse_earlier(_settle(connection, ledger.catalog, account_of(connection, user), call, batch), call)
+        _settle(connection, ledger.catalog, account_of(connection, user), call, batch)
         batch.considered = 1
         return batch
 
@@ -92,16 +95,12 @@ def _settle_apart(connection: Connection, catalog: Catalog, account: int, call: 
     try:
         with connection.begin_nested():
             _settle(connection, catalog, account, call, batch)
-    except DatabaseError:
-        raise
-    except UNSETTLED as error:
+    except (*UNSETTLED, exc.IntegrityError) as error:
         user = connection.execute(select(a.user_id).where(a.id == account)).scalar_one()
         batch.failed.append({"user": user, "error": f"{type(error).__name__}: {error}"})
 
 
-def _settle(
-    connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch
-) -> LoadedAccount:
+def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, batch: Batch) -> None:
     loaded = load(connection, account, lock=True)
     was_due = loaded.next_due_at <= to_micros(call.now)
     settled = true_at(connection, catalog, loaded, call)
@@ -112,25 +111,17 @@ def _settle(
     batch.downgraded += settled.downgraded
     batch.credits_granted += settled.credits_granted
     batch.credits_expired += settled.credits_expired
-    return loaded
 
 
 def _due(catalog: Catalog, now: int) -> ColumnElement[bool]:
     """What has fallen due, or was bought as a product that the catalog has only since named (§1.3)."""
-    a, b, terms = t.accounts.c, t.balances.c, t.terms.c
-    s, p = t.subscriptions.c, t.payments.c
-    plans = [id for plan in catalog.plans for id in plan.product_ids]
-    packs = [id for pack in catalog.packs for id in pack.product_ids]
-    period = "period:" + s.id
-    written = select(terms.subject).where(
-        terms.product_id == s.product_id,
-        terms.subject >= period + ":",
-        terms.subject < period + ";",
-    )
-    priced = select(terms.subject).where(terms.subject == "order:" + p.id)
-    owners = [
-        select(s.owner).where(s.product_id.in_(plans), ~written.exists()),
-        select(p.owner).where(p.product_id.in_(packs), p.subscription_id.is_(None), ~priced.exists()),
-    ]
-    late = [b.account_id.in_(select(a.id).where(a.user_id.in_(owner))) for owner in owners]
-    return or_(b.next_due_at <= now, *late)
+    b, u = t.balances.c, t.unknown_products.c
+    named = select(u.account_id).where(u.product_id.in_(catalog.product_ids))
+    return or_(b.next_due_at <= now, b.account_id.in_(named))
+
+
+def _forget_named(connection: Connection, catalog: Catalog, accounts: Sequence[int]) -> None:
+    """Forget which of the catalog's products were once unknown: these accounts are settled."""
+    u = t.unknown_products.c
+    named = delete(t.unknown_products).where(u.product_id.in_(catalog.product_ids))
+    connection.execute(named.where(u.account_id.in_(accounts)))

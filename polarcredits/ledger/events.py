@@ -84,9 +84,7 @@ class EventStore:
         query = query.limit(limit)
         return self._ledger.reading(lambda c: [_event(row) for row in c.execute(query)])
 
-    def apply(
-        self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool, dry_run: bool
-    ) -> str | None:
+    def apply(self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool) -> str | None:
         """Store and apply in one transaction; None if another process had stored it, "" for no user."""
         call = Call(now=now, wall=datetime.now(UTC), actor=f"webhook:{row.id}", event=row.id)
 
@@ -102,7 +100,7 @@ class EventStore:
             connection.execute(update(t.events).where(e.id == row.id).values(values))
             return user or ""
 
-        return self._ledger.in_transaction(work, dry_run=dry_run)
+        return self._ledger.in_transaction(work)
 
     def keep(self, row: EventRow, *, new: bool) -> None:
         """Keep an event that could not be applied, with its error."""

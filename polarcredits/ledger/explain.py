@@ -53,8 +53,7 @@ def explain(ledger: Ledger, user: str, at: datetime | None = None) -> Explanatio
         settled = ledger.view(connection, user, at)
         now = settled.now
         account = settled.account
-        past = at is not None and now < ledger.call().now
-        stories = movements(connection, account, now if past else None)
+        stories = movements(connection, account, now if settled.past else None)
         g = t.grants.c
         causes = connection.execute(select(g.id, g.cause_event).where(g.account_id == account.id)).all()
         events = {row.id: row.cause_event for row in causes}
@@ -102,10 +101,8 @@ def _upcoming(settled: Settled, now: datetime) -> list[Upcoming]:
         Upcoming(at=hold.expires_at, what=f"hold {hold.id} lapses", amount=hold.amount)
         for hold in settled.account.holds
     ]
-    if settled.entitled.next_refill_at is not None:
-        plan = settled.entitled.plan
-        amount = settled.entitled.next_refill_credits
-        coming.append(
-            Upcoming(at=settled.entitled.next_refill_at, what=f"{plan} allowance begins", amount=amount)
-        )
+    coming += [
+        Upcoming(at=refill.at, what=f"{refill.plan} allowance begins", amount=refill.credits)
+        for refill in settled.entitled.refills
+    ]
     return sorted(coming, key=lambda each: each.at)

@@ -20,7 +20,7 @@ from polarcredits.errors import (
 )
 from polarcredits.ledger import identity, requests
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, Details, OpenHold
+from polarcredits.ledger.account import Call, Details, LoadedAccount, OpenHold
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.values import HoldState, Receipt, transaction
 from polarcredits.lots import Draw, reserve
@@ -107,7 +107,7 @@ class Holds:
             if key:
                 row = requests.find_key(connection, (own, account_id), key, request)
                 if row is not None:
-                    return Hold(self, _state(row, user, account.available, replayed=True))
+                    return Hold(self, _state(row, user, account, replayed=True))
             refuse_earlier(account, call)
             if account.closed:
                 raise AccountClosed(user)
@@ -115,7 +115,7 @@ class Holds:
                 raise InsufficientCredits(user, required=amount, available=account.available)
             parts = reserve(account.book.lots, amount)
             account.held += amount
-            hold = OpenHold(f"hold_{uuid.uuid4().hex}", amount, call.now + ttl, parts)
+            hold = OpenHold(f"hold_{uuid.uuid4().hex}", amount, settled.now + ttl, parts)
             account.holds.append(hold)
             after = true_at(connection, self._ledger.catalog, account, call)
             write(connection, after, call)
@@ -132,7 +132,7 @@ class Holds:
                 "actor": call.actor,
                 "idempotency_key": key,
                 "request": request if key else None,
-                "placed_at": to_micros(call.now),
+                "placed_at": to_micros(settled.now),
                 "expires_at": to_micros(hold.expires_at),
             }
             connection.execute(insert(t.holds).values(values))
@@ -163,6 +163,8 @@ class Holds:
             if wanted > hold.amount:
                 raise InvalidInput(f"The hold is of {hold.amount}; {wanted} cannot be captured.")
             account = settled.account
+            if account.closed:
+                raise AccountClosed(account.user)
             account.close_hold(hold, "captured", wanted)
             details = Details(operation=row.operation, meta=row.meta)
             entry = account.post(call, "deduct", -wanted, details=details)
@@ -181,7 +183,7 @@ class Holds:
                 balance=account.balance,
                 available=account.available,
             )
-            return receipt, _state(row, account.user, account.available, status="captured", captured=wanted)
+            return receipt, _state(row, account.user, account, status="captured", captured=wanted)
 
         return self._ledger.in_transaction(work)
 
@@ -194,7 +196,7 @@ class Holds:
             account = settled.account
             account.close_hold(hold, "released")
             write(connection, true_at(connection, self._ledger.catalog, account, call), call)
-            return _state(row, account.user, account.available, status="released")
+            return _state(row, account.user, account, status="released")
 
         return self._ledger.in_transaction(work)
 
@@ -215,12 +217,14 @@ class Holds:
 def _state(
     row: Row[Any],
     user: str,
-    available: int,
+    account: LoadedAccount,
     *,
     status: str | None = None,
     captured: int | None = None,
     replayed: bool = False,
 ) -> HoldState:
+    if status is None and row.status == "open" and all(hold.id != row.id for hold in account.holds):
+        status = "lapsed"
     return HoldState(
         id=row.id,
         user=user,
@@ -228,6 +232,6 @@ def _state(
         captured=row.captured if captured is None else captured,
         status=status or row.status,
         expires_at=from_micros(row.expires_at),
-        available=available,
+        available=account.available,
         replayed=replayed,
     )

@@ -32,6 +32,13 @@ def check_user_id(user: str) -> str:
     return user
 
 
+def check_new_user(user: str) -> str:
+    """Return *user* if an account can be made by that name, else raise InvalidInput."""
+    if check_user_id(user).startswith(PLACEHOLDER):
+        raise InvalidInput(f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers.")
+    return user
+
+
 def find(connection: Connection, user: str) -> tuple[int, int]:
     """Return the account named *user* and the one that answers for it; UnknownUser if none."""
     a = t.accounts.c
@@ -92,8 +99,6 @@ def add(
     name: str | None,
 ) -> bool:
     """Make an account, or update the e-mail and name of the one that is there (False)."""
-    if user.startswith(PLACEHOLDER):
-        raise InvalidInput(f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers.")
     if create(connection, catalog, user, call, email=email, name=name):
         return True
     given = {key: value for key, value in (("email", email), ("name", name)) if value}

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from polarcredits.errors import InvalidInput, PolarCreditsError
-from polarcredits.ledger import identity
+from polarcredits.ledger import identity, requests
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
 
@@ -49,7 +49,9 @@ def _import(ledger: Ledger, connection: Connection, row: object) -> str:
         raise InvalidInput(f"unknown column {unknown[0]!r}; known are id, email, name")
     if any(not isinstance(value, str | None) for value in row.values()):
         raise InvalidInput("id, email and name must be texts")
-    user = identity.check_user_id(row.get("id") or "")
+    for column in ("email", "name"):
+        requests.check_text(row.get(column) or None, column)
+    user = identity.check_new_user(row.get("id") or "")
     email, name = row.get("email") or None, row.get("name") or None
     a = t.accounts.c
     before = connection.execute(select(a.email, a.name).where(a.user_id == user)).first()
@@ -77,7 +79,7 @@ def _csv(text: str, file: Path) -> Iterator[tuple[int, object]]:
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 loaded = json.loads(line)

@@ -67,11 +67,15 @@ def _catch_up(connection: Connection, catalog: Catalog, customers: Iterable[str]
 
 def stamp(connection: Connection, environment: str) -> None:
     """Mark the database with its Polar environment; raise ConfigError if it has another (§ Configuration)."""
-    if insert_once(connection, t.settings, name="polar_environment", value=environment):
-        return
+    if not insert_once(connection, t.settings, name="polar_environment", value=environment):
+        check_stamp(connection, environment)
+
+
+def check_stamp(connection: Connection, environment: str) -> None:
+    """Raise ConfigError if the database holds facts of another Polar environment."""
     s = t.settings.c
-    known = connection.execute(select(s.value).where(s.name == "polar_environment")).scalar_one()
-    if known != environment:
+    known = connection.execute(select(s.value).where(s.name == "polar_environment")).scalar()
+    if known not in (None, environment):
         raise ConfigError(
             f"POLAR_ENVIRONMENT is {environment}, but this database holds events of {known}. "
             "Use another database (POLARCREDITS_DATABASE_URL) or the right environment.",

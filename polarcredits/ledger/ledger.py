@@ -74,6 +74,16 @@ class Ledger:
         )
 
     @contextmanager
+    def rehearse(self) -> Iterator[Ledger]:
+        """Give a ledger of which everything is undone at the end; other writers wait meanwhile."""
+        with failures(), self.database.writer.connect() as connection:
+            transaction = connection.begin()
+            try:
+                yield self.using(connection)
+            finally:
+                transaction.rollback()
+
+    @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Begin a transaction that `using` can join; commits at the end of the block."""
         with failures(), self.database.writer.begin() as connection:
@@ -103,7 +113,9 @@ class Ledger:
 
     def add_user(self, user: str, *, email: str | None = None, name: str | None = None) -> bool:
         """Make an account with its lifetime grant; False, and updated, if it is there already."""
-        identity.check_user_id(user)
+        identity.check_new_user(user)
+        requests.check_text(email, "The e-mail address")
+        requests.check_text(name, "The name")
         call = self.call()
 
         def work(connection: Connection) -> bool:
@@ -161,9 +173,6 @@ class Ledger:
         requests.check_amount(quantity, "The quantity")
         given = None if amount is None else requests.check_amount(amount)
         cost = self.catalog.cost(operation) * quantity if given is None else given
-        if cost == 0:
-            raise InvalidInput(f"Operation {operation!r} costs nothing; there is nothing to deduct.")
-        requests.check_amount(cost, "The cost")
         call = self.call(at)
         meta = requests.check_metadata(metadata)
         details = Details(
@@ -176,7 +185,7 @@ class Ledger:
             if idempotency_key
             else None,
         )
-        if at is None:
+        if at is None and 0 < cost <= requests.MOST_CREDITS:
             receipt = self._fast(user, cost, details, call)
             if receipt is not None:
                 return receipt
@@ -211,6 +220,9 @@ class Ledger:
         account = settled.account
         if before is not None:
             return before
+        if cost == 0:
+            raise InvalidInput(f"Operation {details.operation!r} costs nothing; there is nothing to deduct.")
+        requests.check_amount(cost, "The cost")
         if account.closed:
             raise AccountClosed(user)
         if account.available < cost:
@@ -247,7 +259,7 @@ class Ledger:
             else None,
         )
         if create:
-            identity.check_user_id(user)
+            identity.check_new_user(user)
 
         def work(connection: Connection) -> Receipt:
             if create:
@@ -255,6 +267,10 @@ class Ledger:
             settled, before = self._open(connection, user, details, call)
             if before is not None:
                 return before
+            if settled.account.balance + amount > requests.MOST_BALANCE:
+                raise InvalidInput("The balance would be more than the ledger can keep (2^62).")
+            if until is not None and until <= settled.now:
+                raise InvalidInput("The expiry must be later than now.")
             lot = Lot(
                 key=f"manual:{uuid.uuid4().hex}",
                 source="manual",

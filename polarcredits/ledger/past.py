@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
 
-from polarcredits.entitlements import entitlements
+from polarcredits.billing import LIVE, Subscription
+from polarcredits.entitlements import AccountFacts, entitlements
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
 from polarcredits.ledger.facts import account_facts
@@ -174,6 +176,8 @@ def _reversed(
 def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, at: datetime) -> Settled:
     """Return an account as its entries up to *at* tell, with expiry and lapse applied at *at*."""
     lines = movements(connection, account, at)
+    facts = account_facts(connection, account.user)
+    changed_since = account.loaded_at > to_micros(at) or _latest_news(facts) > at
     reserved = _reserved(connection, account.id, to_micros(at))
     kept: list[Lot] = []
     for number, lot in enumerate(account.book.lots):
@@ -182,17 +186,43 @@ def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, 
             continue
         lot.remaining = sum(line.amount for line in story)
         lot.used = -sum(line.amount for line in story if line.type in ("deduct", "reversal"))
-        lot.clawed, lot.held = 0, reserved.get(lot.id or 0, 0)
-        lot.gross = max(0, lot.remaining) + lot.spent
+        lot.held = reserved.get(lot.id or 0, 0)
+        if changed_since:
+            lot.clawed = 0
+            lot.gross = max(0, lot.remaining) + lot.spent
         if lot.lapsed(at):
             lot.remaining = min(lot.remaining, lot.held)
         kept.append(lot)
-    account.book.lots, account.book.carries = kept, []
+    account.book.lots = kept
+    if changed_since:
+        account.book.carries = []
     account.balance = sum(lot.remaining for lot in kept)
     account.held = sum(reserved.values())
-    facts = account_facts(connection, account.user)
-    entitled = entitlements(facts, known_terms(connection, facts), catalog, at)
-    return Settled(account=account, facts=facts, entitled=entitled, now=at)
+    then = replace(facts, subscriptions=tuple(_then(facts.subscriptions, at)))
+    entitled = entitlements(then, known_terms(connection, then), catalog, at)
+    return Settled(account=account, facts=facts, entitled=entitled, now=at, past=True)
+
+
+def _latest_news(facts: AccountFacts) -> datetime:
+    """Return the as-of of the newest fact."""
+    heard = [subscription.latest.snapshot.as_of for subscription in facts.subscriptions]
+    heard += [payment.latest.snapshot.as_of for payment in facts.payments]
+    return max(heard, default=from_micros(0))
+
+
+def _then(subscriptions: Iterable[Subscription], at: datetime) -> Iterator[Subscription]:
+    """Return the subscriptions that had begun by *at*, with the product and status of that time."""
+    for subscription in subscriptions:
+        latest = subscription.latest
+        begun = [period for period in subscription.periods if period.start <= at]
+        if not begun or (latest.started_at and latest.started_at > at):
+            continue
+        period, status, product = begun[-1], latest.status, latest.product_id
+        if status not in LIVE and subscription.ends and subscription.ends > at:
+            status = period.status if period.status in LIVE else "active"
+        heard = [version for version in period.versions if version.as_of <= at] or period.versions[:1]
+        product = heard[-1].product_id if heard else product
+        yield replace(subscription, latest=replace(latest, status=status, product_id=product))
 
 
 def _reserved(connection: Connection, account: int, at: int) -> dict[int, int]:

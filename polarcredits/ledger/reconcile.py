@@ -49,6 +49,8 @@ class Settled:
     credits_granted: int = 0
     credits_expired: int = 0
     downgraded: bool = False
+    past: bool = False
+    """Whether this is how the account once stood."""
 
 
 def settle(
@@ -79,7 +81,8 @@ def true_at(
     facts = account_facts(connection, loaded.user)
     entitled = entitlements(facts, known_terms(connection, facts), catalog, call.now)
     lapse(loaded, call.now)
-    postings = advance(loaded.book, entitled.desired, call.now, news or call.now)
+    as_of = call.now if news is None else min(news, call.now)
+    postings = advance(loaded.book, entitled.desired, call.now, as_of)
     result = Settled(account=loaded, facts=facts, entitled=entitled, now=call.now)
     for posting in postings:
         says = details.get(posting.lot, NO_DETAILS) if posting.type == "grant" else NO_DETAILS
@@ -119,6 +122,8 @@ def write(connection: Connection, settled: Settled, call: Call) -> None:
             product_id=product,
             terms=_TERMS.dump_json(terms).decode(),
         )
+    for product in entitled.unknown_products:
+        insert_once(connection, t.unknown_products, account_id=account.id, product_id=product)
     if account.plan != entitled.plan:
         a = t.accounts.c
         connection.execute(update(t.accounts).where(a.id == account.id).values(plan=entitled.plan))

@@ -15,7 +15,9 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.values import transaction_id
 
 MOST_CREDITS = 2**53
+MOST_BALANCE = 2**62
 LONGEST_TEXT = 1000
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def check_amount(amount: object, what: str = "The amount") -> int:
@@ -53,10 +55,9 @@ def check_time(time: datetime | None, what: str) -> datetime | None:
         return None
     if time.tzinfo is None:
         raise InvalidInput(f"{what} needs a time zone.")
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise InvalidInput(f"{what} lies beyond the year 9999.") from None
+    if not _FIRST <= time <= _LAST:
+        raise InvalidInput(f"{what} must lie between the years 1970 and 9000.")
+    return time.astimezone(UTC)
 
 
 def check_expiry(at: datetime | None, within: timedelta | None, now: datetime) -> datetime | None:
@@ -64,12 +65,9 @@ def check_expiry(at: datetime | None, within: timedelta | None, now: datetime) -
     if at is not None and within is not None:
         raise InvalidInput("Give the expiry as a time or as a duration, not as both.")
     try:
-        until = check_time(at, "The expiry") if within is None else now + within
+        return check_time(at if within is None else now + within, "The expiry")
     except OverflowError:
-        raise InvalidInput("The expiry lies beyond the year 9999.") from None
-    if until is not None and until <= now:
-        raise InvalidInput("The expiry must be later than now.")
-    return until
+        raise InvalidInput("The expiry lies too far ahead.") from None
 
 
 def digest(**request: Any) -> str:

@@ -286,6 +286,15 @@ class TermsRow(SQLModel, table=True):
     terms: str = _text()
 
 
+class UnknownProduct(SQLModel, table=True):
+    """A product in no plan or pack that an account bought: once it is named, its grants are due."""
+
+    __tablename__ = "unknown_products"
+    __table_args__ = (_STRICT,)
+    product_id: str = _text(key=True)
+    account_id: int = _int(key=True, to="accounts.id")
+
+
 class Event(SQLModel, table=True):
     """The inbox: every verified event, raw, once per webhook-id."""
 
@@ -332,5 +341,6 @@ subscriptions = _table(SubscriptionRow)
 payments = _table(Payment)
 refunds = _table(RefundRow)
 terms = _table(TermsRow)
+unknown_products = _table(UnknownProduct)
 events = _table(Event)
 settings = _table(Setting)

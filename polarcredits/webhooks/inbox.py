@@ -44,7 +44,6 @@ class Inbox:
         now: datetime,
         unsigned: bool = False,
         allow_triggered: bool = False,
-        dry_run: bool = False,
     ) -> Outcome:
         """Take one element of a file; a refused one changes nothing."""
         if isinstance(element, Broken):
@@ -64,7 +63,6 @@ class Inbox:
                     triggered=False,
                 ),
                 now=now,
-                dry_run=dry_run,
             )
         try:
             delivery = verify(
@@ -76,9 +74,9 @@ class Inbox:
             )
         except SignatureRefused as refusal:
             return _refused(f"{element.where}: {refusal.message}", element.headers)
-        return self.take(delivery, now=now, dry_run=dry_run)
+        return self.take(delivery, now=now)
 
-    def take(self, delivery: Delivery, *, now: datetime, dry_run: bool = False) -> Outcome:
+    def take(self, delivery: Delivery, *, now: datetime) -> Outcome:
         """Store and apply a verified delivery, once whatever the number of times it comes."""
         known = self._store.find(delivery.id)
         if known is not None:
@@ -94,12 +92,12 @@ class Inbox:
             received_at=now,
             raw=delivery.raw,
         )
-        return self._apply(row, delivery.payload, now=now, dry_run=dry_run, new=True)
+        return self._apply(row, delivery.payload, now=now, new=True)
 
-    def again(self, row: EventRow, *, now: datetime, dry_run: bool = False) -> Outcome:
+    def again(self, row: EventRow, *, now: datetime) -> Outcome:
         """Apply a stored event once more (`retry`, `replay`): what it says is known changes nothing."""
         attempt = replace(row, attempts=row.attempts + 1)
-        return self._apply(attempt, row.payload, now=now, dry_run=dry_run, new=False)
+        return self._apply(attempt, row.payload, now=now, new=False)
 
     def stored(self, id: str) -> EventRow:
         """Return a stored event, or raise NotFound."""
@@ -112,16 +110,14 @@ class Inbox:
         """Return stored events, newest first."""
         return self._store.list(**filters)
 
-    def _apply(
-        self, row: EventRow, payload: dict[str, Any], *, now: datetime, dry_run: bool, new: bool
-    ) -> Outcome:
+    def _apply(self, row: EventRow, payload: dict[str, Any], *, now: datetime, new: bool) -> Outcome:
         try:
             if row.type is None or row.occurred_at is None:
                 raise InvalidInput("the event has no usable type or timestamp")
             facts = read_facts(row.type, payload.get("data"), row.occurred_at)
             status = "applied" if facts else "ignored"
             done = replace(row, status=status, error=None)
-            user = self._store.apply(done, facts, now=now, new=new, dry_run=dry_run)
+            user = self._store.apply(done, facts, now=now, new=new)
         except DatabaseError:
             raise
         except _APPLY_FAILURES as error:
@@ -129,8 +125,7 @@ class Inbox:
             if isinstance(error, PolarCreditsError) and error.code == "config":
                 raise
             failed = replace(row, status="failed", error=message)
-            if not dry_run:
-                self._store.keep(failed, new=new)
+            self._store.keep(failed, new=new)
             return Outcome(id=row.id, type=row.type, status="failed", error=message)
         if user is None and status != "ignored":
             return _duplicate(self.stored(row.id))

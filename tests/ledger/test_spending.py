@@ -106,7 +106,6 @@ REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
     (InvalidInput, lambda ledger: ledger.holds.capture(open_hold(ledger), at=EARLIER)),
     (InvalidInput, lambda ledger: ledger.holds.release(open_hold(ledger), at=EARLIER)),
     (InvalidInput, lambda ledger: ledger.reverse(last_deduct(ledger), at=EARLIER)),
-    (InvalidInput, lambda ledger: refill(ledger, user="ann", at=EARLIER)),
     (InvalidInput, lambda ledger: history(ledger, "ann", type="gift")),
 ]
 
