@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Table, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event, exc
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
@@ -29,7 +29,7 @@ _AGAIN = frozenset({"40001", "40P01", "23505"})
 
 def sqlite_path(url: str) -> Path | None:
     """Return the file of a SQLite *url*, None for PostgreSQL."""
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() != "sqlite":
         return None
     return Path(parsed.database or "polarcredits.db")
@@ -37,10 +37,7 @@ def sqlite_path(url: str) -> Path | None:
 
 def make_engine(url: str) -> Engine:
     """Return an engine for `sqlite:///…` or `postgresql://…`, set up as this module promises."""
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError):
-        raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
+    parsed = _parsed(url)
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
         return create_engine(parsed, pool_pre_ping=True, pool_size=8)
@@ -58,6 +55,13 @@ def make_engine(url: str) -> Engine:
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
 
 
 class Database:

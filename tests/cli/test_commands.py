@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from polarcredits import __version__
 from polarcredits.cli import main
 from tests.webhooks.recordings import SECRET
 
@@ -344,3 +345,67 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("polarcredits ")
+
+
+def test_help_and_version_are_documents_too(run: Run) -> None:
+    """With --json, stdout is one JSON document and nothing else."""
+    assert run("--version") == (0, {"version": __version__})
+    code, document = run("credits", "show", "--help")
+    assert (code, list(document)) == (0, ["help"])
+    assert "Example: polarcredits credits show alice" in document["help"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code"),
+    [
+        (["credits", "show", "\udcff"], 5, "invalid_input"),
+        (["users", "add", "alice", "--name", "\udcff"], 5, "invalid_input"),
+        (["users", "add", "alice", "--name", "a\x01"], 5, "invalid_input"),
+        (["credits", "history", "alice", "--limit", "99999999999999999999"], 2, "usage"),
+        (["credits", "hold", "alice", "5", "--at", "9999-12-31T23:59:59Z"], 5, "invalid_input"),
+        (["credits", "grant", "polar:c1", "5", "--create"], 5, "invalid_input"),
+        (["--database", "postgresql://u:p@h:notaport/d", "users", "list"], 8, "database"),
+        (["--database", "postgresql://u:p@127.0.0.1:1/d", "users", "list"], 8, "database"),
+    ],
+)
+def test_odd_input_is_refused_and_changes_nothing(
+    arguments: list[str], exit_code: int, code: str, run: Run, database: Path
+) -> None:
+    """Bytes that are no text, numbers beyond reason, addresses that lead nowhere."""
+    assert run("users", "add", "alice")[0] == 0
+    before = rows(database)
+    ended, document = run(*arguments)
+    assert (ended, document["error"]["code"]) == (exit_code, code)
+    assert ":p@" not in json.dumps(document)
+    assert rows(database) == before
+
+
+def test_a_database_of_one_environment_refuses_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sandbox purchases never become production credits: reads and spending refuse too."""
+    assert run("webhooks", "ingest", str(sorted(DELIVERIES.glob("*.jsonl"))[0]))[0] == 0
+    user = run("users", "list")[1]["users"][0]["id"]
+    monkeypatch.setenv("POLAR_ENVIRONMENT", "production")
+    for arguments in (["credits", "show", user], ["credits", "deduct", user], ["refill"]):
+        code, document = run(*arguments)
+        assert (code, document["error"]["code"]) == (7, "config")
+
+
+def test_a_dry_run_gives_the_same_report(run: Run, database: Path, tmp_path: Path) -> None:
+    """Deliveries that come twice in one file are duplicates in a rehearsal, too."""
+    file = tmp_path / "twice.jsonl"
+    file.write_bytes(sorted(DELIVERIES.glob("*.jsonl"))[0].read_bytes() * 2)
+    run("users", "add", "alice")
+    before = rows(database)
+    rehearsed = run("webhooks", "ingest", str(file), "--dry-run")
+    assert rows(database) == before
+    assert rehearsed == run("webhooks", "ingest", str(file))
+    assert rehearsed[1]["duplicates"] > 0
+
+
+def test_import_takes_lines_as_json_does(run: Run, tmp_path: Path) -> None:
+    """A line separator inside a string ends no line; half a surrogate pair fails its own line only."""
+    file = tmp_path / "users.jsonl"
+    lines = ['{"id": "ann", "name": "a\u2028b"}', '{"id": "bob", "name": "\\ud800"}', '{"id": "cid"}']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    _, report = run("users", "import", str(file))
+    assert (report["added"], [failure["line"] for failure in report["failed"]]) == (1, [1, 2])
