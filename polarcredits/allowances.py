@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 
 from polarcredits.billing import (
-    CHANGE_WINDOW,
     BillingPeriod,
     Payment,
     Subscription,
-    Version,
     confirmed_periods,
-    created_at,
     opened_period,
     paid,
     with_paid_periods,
 )
 from polarcredits.periods import Interval, cut, format_time
 from polarcredits.terms import Desired, Rollover, Terms, TermsBook
+from polarcredits.valuation import counted_versions, take_from_the_end, worth
 
 _US = timedelta(microseconds=1)
 INTERVALS: dict[str, Interval] = {
@@ -30,7 +29,6 @@ INTERVALS: dict[str, Interval] = {
     "year": "year",
     "lifetime": "lifetime",
 }
-DAYS = {"day": 1, "week": 7, "month": 30, "year": 365}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,75 +145,20 @@ class SubscriptionGrants:
 
     def _cells(self, period: BillingPeriod) -> list[_Cell]:
         """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5)."""
-        known = [terms for v in period.versions if (terms := self._terms(period, v.product_id)) is not None]
+        terms_of = partial(self._terms, period)
+        known = [terms for v in period.versions if (terms := terms_of(v.product_id)) is not None]
         if not known:
             return []
         interval = known[0].interval
-        counted = self._counted(period, interval)
+        counted = counted_versions(period, self.payments, interval, terms_of)
         cells = []
         for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
             heard = [v for v in counted if v.as_of < end]
             levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
             levels = levels or counted[:1]
-            worth, plan = self._worth(period, levels, start, end, interval)
-            cells.append(_Cell(index, start, end, plan or known[0].name, worth))
+            credits, plan = worth(levels, start, end, interval, terms_of)
+            cells.append(_Cell(index, start, end, plan or known[0].name, credits))
         return cells
-
-    def _worth(
-        self,
-        period: BillingPeriod,
-        versions: Sequence[Version],
-        start: datetime,
-        end: datetime,
-        interval: str | None,
-    ) -> tuple[int, str | None]:
-        """Value a cell by the levels heard: a raise counts for the time left, a cut at once (§4.5)."""
-        pieces: list[tuple[int, int, timedelta]] = []
-        level, plan = 0, None
-        for version in versions:
-            terms = self._terms(period, version.product_id)
-            level_now = _level(terms, version.seats, interval, end - start) if terms else 0
-            plan = terms.name if terms else plan
-            left = end - max(version.as_of, start) if pieces else end - start
-            if level_now > level:
-                if pieces and terms and terms.upgrade == "full":
-                    left = end - start
-                pieces.append((level, level_now, left))
-            else:
-                pieces = [(low, min(high, level_now), part) for low, high, part in pieces]
-                pieces = [piece for piece in pieces if piece[1] > piece[0]] or [(0, 0, end - start)]
-            level = level_now
-        whole = (end - start) // _US or 1
-        return sum((high - low) * (part // _US) // whole for low, high, part in pieces), plan
-
-    def _counted(self, period: BillingPeriod, interval: str | None) -> list[Version]:
-        """Return the versions that count: under `upgrade = "paid"`, a raise with an order of its own (§4.5).
-
-        That order was made between the last thing heard before the raise and the raise itself.
-        """
-        orders = sorted(
-            (created_at(payment), payment.latest.product_id)
-            for payment in self.payments
-            if payment.latest.billing_reason == "subscription_update"
-            and payment.latest.net_cents > 0
-            and payment.latest.product_id is not None
-        )
-        length = timedelta(days=DAYS.get(interval or "month", 30))
-        counted: list[Version] = []
-        level, since = 0, period.start
-        for version in period.versions:
-            terms = self._terms(period, version.product_id)
-            wanted = _level(terms, version.seats, interval, length) if terms else 0
-            before, since = since, version.as_of
-            if counted and terms and terms.upgrade == "paid" and wanted > level:
-                until = version.as_of + CHANGE_WINDOW
-                paying = [o for o in orders if before <= o[0] <= until and o[1] == version.product_id]
-                if not paying:
-                    continue
-                orders.remove(paying[0])
-            counted.append(version)
-            level = wanted
-        return counted
 
     def _allowances(self, position: int, period: BillingPeriod) -> list[Desired]:
         terms, cells = self._terms(period), self._cells(period)
@@ -351,27 +294,6 @@ class SubscriptionGrants:
                 period_end=latest.trial_end,
             )
         ]
-
-
-def take_from_the_end(credits: Sequence[int], payments: Sequence[Payment]) -> list[int]:
-    """Spread what refunds take over allowance periods, the last first (§4.8)."""
-    positive = [payment for payment in payments if payment.latest.net_cents > 0]
-    net = sum(payment.latest.net_cents for payment in positive)
-    refunded = sum(payment.refunded_cents for payment in positive)
-    left = sum(credits) * refunded // net if net else 0
-    taken = []
-    for worth in reversed(credits):
-        taken.append(min(worth, left))
-        left -= taken[-1]
-    return taken[::-1]
-
-
-def _level(terms: Terms, seats: int, interval: str | None, length: timedelta) -> int:
-    """Return the credits of one cell; a plan of another interval counts by the time (§4.5)."""
-    credits = terms.credits * (seats if terms.per_seat else 1)
-    if terms.interval == interval or terms.interval == "lifetime":
-        return credits
-    return credits * (length // _US) // (DAYS[terms.interval or "month"] * 86_400_000_000)
 
 
 def _interval(name: str | None) -> Interval:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from polarcredits.allowances import DAYS, Refill, SubscriptionGrants, take_from_the_end
+from polarcredits.allowances import Refill, SubscriptionGrants
 from polarcredits.billing import Payment, Subscription, created_at, paid
 from polarcredits.facts import SubscriptionFact
 from polarcredits.plans import Catalog
 from polarcredits.terms import Desired, Terms, TermsBook
+from polarcredits.valuation import DAYS, take_from_the_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,11 +66,7 @@ class Ledger:
         transaction must have begun IMMEDIATE, as `begin` does, else DatabaseBusy may be raised.
         """
         return Ledger(
-            self._url,
-            self.catalog,
-            actor=self.actor,
-            database=self.database,
-            connection=connection,
+            self._url, self.catalog, actor=self.actor, database=self.database, connection=connection
         )
 
     @contextmanager
