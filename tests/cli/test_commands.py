@@ -409,3 +409,45 @@ def test_import_takes_lines_as_json_does(run: Run, tmp_path: Path) -> None:
     file.write_text("\n".join(lines), encoding="utf-8")
     _, report = run("users", "import", str(file))
     assert (report["added"], [failure["line"] for failure in report["failed"]]) == (1, [1, 2])
+
+
+def test_history_by_time_and_type(run: Run) -> None:
+    """`--since` is inclusive, `--until` exclusive, `--limit` takes the newest."""
+    run("users", "add", "alice")
+    for day in ("02", "03", "04"):
+        run("credits", "deduct", "alice", day, "--at", f"2099-01-{day}T00:00:00Z")
+    span = ("--since", "2099-01-02T00:00:00Z", "--until", "2099-01-04T00:00:00Z")
+    _, document = run("credits", "history", "alice", *span)
+    assert [entry["amount"] for entry in document["transactions"]] == [-3, -2]
+    _, document = run("credits", "history", "alice", "--type", "deduct", "--limit", "1")
+    assert [entry["amount"] for entry in document["transactions"]] == [-4]
+
+
+def test_history_as_a_plot(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bars of the balance, oldest first, the highest 60 wide."""
+    run("users", "add", "alice")
+    run("credits", "deduct", "alice", "500")
+    with pytest.raises(SystemExit) as ended:
+        main(["credits", "history", "alice", "--plot"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert [(line.split()[0], line.count("█")) for line in lines] == [("1,000", 60), ("500", 30)]
+
+
+def test_replay_takes_what_its_filters_name(run: Run) -> None:
+    """By id, by type and by when it was received; nothing moves, as nothing was missed."""
+    run("webhooks", "ingest", str(sorted(DELIVERIES.glob("*.jsonl"))[0]))
+    stored = run("webhooks", "list", "--limit", "1000")[1]["events"]
+    kind = "order.paid"
+    paid = {event["id"] for event in stored if event["type"] == kind}
+    assert 0 < len(paid) < len(stored)
+    for arguments, wanted in (
+        (["--type", kind], paid),
+        ([stored[0]["id"]], {stored[0]["id"]}),
+        (["--since", "2020-01-01T00:00:00Z"], {event["id"] for event in stored}),
+        (["--until", "2020-01-01T00:00:00Z"], set()),
+    ):
+        code, report = run("webhooks", "replay", *arguments)
+        assert (code, report["failed"], {event["id"] for event in report["events"]}) == (0, 0, wanted)
+    assert run("webhooks", "replay", "no-such-event")[1]["error"]["code"] == "not_found"
+    assert run("ledger", "verify")[1]["ok"]
