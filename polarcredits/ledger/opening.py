@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger.ingest import check_stamp
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.settings import Settings
@@ -12,7 +13,7 @@ def open_configured(settings: Settings, *, actor: str = "api") -> Ledger:
     ledger = Ledger(settings.database_url, settings.catalog, actor=actor)
     try:
         ledger.reading(lambda connection: check_stamp(connection, settings.environment))
-    except BaseException:
+    except PolarCreditsError:
         ledger.close()
         raise
     return ledger
