@@ -115,6 +115,18 @@ def test_an_unpaid_raise_gives_nothing_in_later_months(ledger: Ledger) -> None:
     assert told_by(ledger, "ann", at("05-02")).balance.balance == 1200
 
 
+def test_an_order_pays_for_one_raise(ledger: Ledger) -> None:
+    """§4.5: the third seat's order comes ten seconds after it, and pays for no thousandth."""
+    ledger.catalog = catalog(rest='[policy]\nupgrade = "paid"')
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, life.purchase("team", seats=2))
+    feed(ledger, life.seats_change(3, at("04-16")))
+    feed(ledger, life.plan_change("team", at("04-16") + timedelta(seconds=10), charge=100))
+    assert told_by(ledger, "ann", at("04-16 01:00")).balance.balance == 1250
+    feed(ledger, life.seats_change(1000, at("04-17")))
+    assert told_by(ledger, "ann", at("04-17 01:00")).balance.balance == 1250
+
+
 def test_a_full_raise(ledger: Ledger) -> None:
     """§4.5, `upgrade = "full"`: all of the difference, however late; cut again, what was used is owed."""
     ledger.catalog = catalog(rest='[policy]\nupgrade = "full"')
@@ -200,8 +212,9 @@ def test_a_product_named_late_is_granted_by_refill(ledger: Ledger, once: bool) -
     assert told_by(ledger, "ann", at("04-02")).balance.balance == 10000
     report = refill(ledger, at=at("04-02"))
     assert (report.considered, report.granted, report.credits_granted) == (1, 1, 9000)
-    again = refill(ledger, at=at("04-02"))
-    assert (again.considered, again.granted) == (0, 0)
+    looked_at: list[tuple[int, int]] = []
+    again = refill(ledger, at=at("04-02"), progress=lambda *counts: looked_at.append(counts))
+    assert (again.considered, again.granted, looked_at) == (0, 0, [])
 
 
 def test_a_product_that_left_the_catalog_and_came_back(ledger: Ledger) -> None:
