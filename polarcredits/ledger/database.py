@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event, exc
-from sqlalchemy.dialects import postgresql as postgresql_dialect
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
@@ -152,16 +150,27 @@ def upsert(connection: Connection, table: Table, key: dict[str, object], **value
     connection.execute(statement, {**key, **values})
 
 
+def _insert(dialect: str, table: Table) -> Any:
+    """Return the dialect's own INSERT; each is imported only where it is used."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
+
+
 @cache
 def _insert_once(dialect: str, table: Table) -> Executable:
-    into = (sqlite_dialect if dialect == "sqlite" else postgresql_dialect).insert(table)
+    into = _insert(dialect, table)
     statement: Executable = into.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
     return statement
 
 
 @cache
 def _upsert(dialect: str, table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Executable:
-    into = (sqlite_dialect if dialect == "sqlite" else postgresql_dialect).insert(table)
+    into = _insert(dialect, table)
     changes = {name: into.excluded[name] for name in columns}
     statement: Executable = into.on_conflict_do_update(index_elements=list(key), set_=changes)
     return statement
