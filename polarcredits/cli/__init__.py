@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(given: list[str]) -> int:
-    unreadable = next((word for word in given if not word.isprintable() and not _is_text(word)), None)
+    unreadable = next((word for word in given if not _is_text(word)), None)
     if unreadable is not None:
         return _fail("invalid_input", f"The argument {unreadable!r} is not UTF-8 text.", 5, {})
     if options.json and "--help" in given[: given.index("--") if "--" in given else None]:

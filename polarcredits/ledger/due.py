@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -65,9 +64,7 @@ def settle_batch(
             .with_for_update(skip_locked=True)
         )
         batch = Batch()
-        accounts = connection.execute(query).scalars().all()
-        _forget_named(connection, ledger.catalog, accounts)
-        for account in accounts:
+        for account in connection.execute(query).scalars().all():
             batch.last = account
             if apart:
                 _settle_apart(connection, ledger.catalog, account, call, batch)
@@ -105,6 +102,7 @@ def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, 
     was_due = loaded.next_due_at <= to_micros(call.now)
     settled = true_at(connection, catalog, loaded, call)
     write(connection, settled, call)
+    _forget_named(connection, catalog, account)
     batch.considered += was_due or settled.granted > 0
     batch.granted += settled.granted
     batch.expired += settled.expired
@@ -120,8 +118,8 @@ def _due(catalog: Catalog, now: int) -> ColumnElement[bool]:
     return or_(b.next_due_at <= now, b.account_id.in_(named))
 
 
-def _forget_named(connection: Connection, catalog: Catalog, accounts: Sequence[int]) -> None:
-    """Forget which of the catalog's products were once unknown: these accounts are settled."""
+def _forget_named(connection: Connection, catalog: Catalog, account: int) -> None:
+    """Forget which of the catalog's products the account had bought unknown: it is settled."""
     u = t.unknown_products.c
     named = delete(t.unknown_products).where(u.product_id.in_(catalog.product_ids))
-    connection.execute(named.where(u.account_id.in_(accounts)))
+    connection.execute(named.where(u.account_id == account))

@@ -6,6 +6,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from polarcredits.errors import AccountClosed, HoldClosed, InvalidInput
 from polarcredits.ledger.explain import Upcoming, explain
@@ -215,6 +216,24 @@ def test_a_product_named_late_is_granted_by_refill(ledger: Ledger, once: bool) -
     looked_at: list[tuple[int, int]] = []
     again = refill(ledger, at=at("04-02"), progress=lambda *counts: looked_at.append(counts))
     assert (again.considered, again.granted, looked_at) == (0, 0, [])
+
+
+def test_a_damaged_account_stays_due_and_stops_nobody(ledger: Ledger) -> None:
+    """`refill` tells of it every time, until it is mended."""
+    lives = [Story(user, at=at("04-01"), seed=user) for user in ("ann", "bob")]
+    for life in lives:
+        feed(ledger, life.purchase("ltd"))
+    assert lives[0].subscription is not None
+    with ledger.begin() as connection:
+        connection.execute(
+            text("UPDATE observations SET fields = '{}' WHERE object_id = :id"),
+            {"id": lives[0].subscription["id"]},
+        )
+    ledger.catalog = catalog(rest=LIFETIME)
+    report = refill(ledger, at=at("04-02"))
+    assert ([each["user"] for each in report.failed], report.credits_granted) == (["ann"], 9000)
+    report = refill(ledger, at=at("04-02"))
+    assert ([each["user"] for each in report.failed], report.granted) == (["ann"], 0)
 
 
 def test_a_product_that_left_the_catalog_and_came_back(ledger: Ledger) -> None:
