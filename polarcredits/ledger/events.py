@@ -94,7 +94,8 @@ class EventStore:
             stamp(connection, self._environment)
             user = None
             if facts and row.occurred_at is not None:
-                user = apply_facts(connection, self._ledger.catalog, facts, call, row.occurred_at)
+                users = apply_facts(connection, self._ledger.catalog, facts, call, row.occurred_at)
+                user = next(iter(users), None)
             e = t.events.c
             values = {**_values(row), "user_id": user}
             connection.execute(update(t.events).where(e.id == row.id).values(values))

@@ -29,14 +29,14 @@ from polarcredits.ledger.database import insert_once, upsert
 from polarcredits.periods import to_micros
 
 F = TypeVar("F", CustomerFact, SubscriptionFact, OrderFact, RefundFact, DisputeFact)
-_KINDS: dict[type[Any], str] = {
+KINDS: dict[type[Any], str] = {
     CustomerFact: "customer",
     SubscriptionFact: "subscription",
     OrderFact: "order",
     RefundFact: "refund",
     DisputeFact: "dispute",
 }
-_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS}
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS}
 PLACEHOLDER = "polar:"
 
 
@@ -47,7 +47,7 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
         new = insert_once(
             connection,
             t.observations,
-            kind=_KINDS[type(fact)],
+            kind=KINDS[type(fact)],
             object_id=fact.id,
             as_of=to_micros(fact.snapshot.as_of),
             digest=hashlib.sha256(body).hexdigest(),
@@ -62,7 +62,7 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
         elif isinstance(fact, OrderFact):
             _write_payment(connection, fact.id)
         else:
-            kind = _KINDS[type(fact)]
+            kind = KINDS[type(fact)]
             upsert(connection, t.refunds, {"kind": kind, "id": fact.id}, order_id=fact.order_id)
             _write_payment(connection, fact.order_id)
 
@@ -78,7 +78,7 @@ def observed(connection: Connection, kind: type[F], ids: Iterable[str]) -> dict[
     found: dict[str, list[F]] = {}
     wanted = list(ids)
     for at in range(0, len(wanted), 500):
-        few = {"kind": _KINDS[kind], "ids": wanted[at : at + 500]}
+        few = {"kind": KINDS[kind], "ids": wanted[at : at + 500]}
         for row in connection.execute(_OBSERVED, few):
             found.setdefault(row.object_id, []).append(_ADAPTERS[kind].validate_json(row.fields))
     return found

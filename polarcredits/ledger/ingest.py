@@ -28,19 +28,17 @@ from polarcredits.plans import Catalog
 
 def apply_facts(
     connection: Connection, catalog: Catalog, facts: Sequence[Fact], call: Call, news: datetime
-) -> str | None:
-    """Record *facts* and reconcile whom they touch; return the user of the first one."""
+) -> list[str]:
+    """Record *facts* and reconcile whom they touch; return those users, that of the first customer first."""
     customers = customers_of(connection, facts)
     lock_customers(connection, customers)
     _catch_up(connection, catalog, customers, call)
     record(connection, facts)
-    touched: set[str] = set()
-    first: str | None = None
+    touched: dict[str, None] = {}
     for customer in sorted(customers):
         user, users = assign_owners(connection, customer)
         adopt(connection, catalog, PLACEHOLDER + customer, user, call)
-        touched |= users
-        first = first or user
+        touched |= dict.fromkeys((user, *sorted(users)))
     known_since = replace(call, now=min(call.now, news))
     accounts: set[int] = set()
     for user in sorted(touched):
@@ -50,7 +48,7 @@ def apply_facts(
             create(connection, catalog, user, known_since)
             accounts.add(account_of(connection, user))
     settle_all(connection, catalog, list(accounts), call, news)
-    return first
+    return list(touched)
 
 
 def _catch_up(connection: Connection, catalog: Catalog, customers: Iterable[str], call: Call) -> None:

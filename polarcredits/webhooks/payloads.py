@@ -40,6 +40,7 @@ __all__ = [
     "PayloadError",
     "canonical_json",
     "read_facts",
+    "read_row",
     "usable_id",
     "usable_time",
     "usable_user_id",
@@ -63,29 +64,45 @@ class PayloadError(InvalidInput):
     """An object of a known type lacks the id without which it can be no fact."""
 
 
-def read_facts(type: str, data: object, as_of: datetime, *, delivered: bool = True) -> list[Fact]:
+def read_facts(type: str, data: object, as_of: datetime) -> list[Fact]:
     """Return what an event's *data* says: its own object first, then those inside it.
 
-    An ignored type says nothing. *delivered* is False for a row read from Polar's API.
+    An ignored type says nothing.
     """
     if type not in KNOWN_TYPES:
         return []
-    if not isinstance(data, Mapping):
-        raise PayloadError(f"{type}: data is no object.", type=type)
-    noun = type.partition(".")[0]
-    try:
-        facts = list(_READERS[noun](data, as_of))
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(f"{type}: {error}.", type=type) from None
+    facts = _read(type.partition(".")[0], data, as_of, where=type)
     own = facts[0]
     if type == "subscription.revoked" and isinstance(own, SubscriptionFact) and not own.ended_at:
         past = own.ends_at is not None and own.ends_at <= as_of
         facts[0] = replace(own, ended_at=own.ends_at if past else as_of)
     if type == "customer.deleted" and isinstance(own, CustomerFact) and not own.deleted_at:
         facts[0] = replace(own, deleted_at=as_of)
-    if not delivered:
-        facts = [replace(f, snapshot=replace(f.snapshot, delivered=False)) for f in facts]
     return facts
+
+
+def read_row(kind: str, row: object, as_of: datetime) -> list[Fact]:
+    """Return what a row of Polar's API says: its own object first, then those inside it.
+
+    An order read today embeds today's subscription: its period tells nothing of an order that is
+    older than it, and is left out.
+    """
+    facts = _read(kind, row, as_of, where=kind)
+    order = facts[0]
+    if isinstance(order, OrderFact) and order.embedded_period_start is not None:
+        made = order.created_at
+        if made is None or order.embedded_period_start > made:
+            facts[0] = replace(order, embedded_period_start=None)
+    return [replace(fact, snapshot=replace(fact.snapshot, delivered=False)) for fact in facts]
+
+
+def _read(noun: str, data: object, as_of: datetime, *, where: str) -> list[Fact]:
+    if not isinstance(data, Mapping):
+        raise PayloadError(f"{where}: data is no object.", type=where)
+    try:
+        return list(_READERS[noun](data, as_of))
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"{where}: {error}.", type=where) from None
 
 
 def _customer(data: Mapping[str, Any], as_of: datetime, embedded: bool = False) -> CustomerFact:
@@ -218,14 +235,25 @@ def _read_refund(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
         created_at=usable_time(data.get("created_at")),
     )
     dispute = as_object(data.get("dispute"))
-    dispute_id, status = usable_id(dispute.get("id")), as_word(dispute.get("status"))
-    if dispute_id and status:
-        yield DisputeFact(
-            id=dispute_id,
-            snapshot=_snapshot(dispute, as_of),
-            order_id=usable_id(dispute.get("order_id")) or order_id,
-            status=status,
-        )
+    if _inner_id(data, "dispute") and as_word(dispute.get("status")):
+        yield _dispute(dispute, as_of, order_id)
+
+
+def _read_dispute(data: Mapping[str, Any], as_of: datetime) -> Iterator[Fact]:
+    yield _dispute(data, as_of)
+
+
+def _dispute(data: Mapping[str, Any], as_of: datetime, order_id: str | None = None) -> DisputeFact:
+    dispute_id = _own_id(data)
+    disputed = usable_id(data.get("order_id")) or order_id
+    if disputed is None:
+        raise ValueError("the dispute names no order")
+    return DisputeFact(
+        id=dispute_id,
+        snapshot=_snapshot(data, as_of),
+        order_id=disputed,
+        status=as_word(data.get("status")),
+    )
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], datetime], Iterator[Fact]]] = {
@@ -233,6 +261,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], datetime], Iterator[Fact]]] 
     "subscription": _read_subscription,
     "order": _read_order,
     "refund": _read_refund,
+    "dispute": _read_dispute,
 }
 
 

@@ -24,6 +24,7 @@ from polarcredits.webhooks.payloads import (
     PayloadError,
     canonical_json,
     read_facts,
+    read_row,
     usable_id,
     usable_time,
     usable_user_id,
@@ -280,7 +281,7 @@ def test_unknown_values_are_kept() -> None:
 
 def test_rows_of_the_api() -> None:
     """A row read from the API is marked, and what is embedded in it too."""
-    facts = read_facts("order.updated", ORDER | {"customer": CUSTOMER}, NOW, delivered=False)
+    facts = read_row("order", ORDER | {"customer": CUSTOMER}, NOW)
     assert [fact.snapshot.delivered for fact in facts] == [False, False]
     assert read_facts("order.updated", ORDER, NOW)[0].snapshot.delivered
 
