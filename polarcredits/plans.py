@@ -70,6 +70,14 @@ class Catalog:
         known = ", ".join(plan.name for plan in self.plans)
         raise NotFound(f"No plan {name!r}; there are: {known}.", plan=name)
 
+    def pack(self, name: str) -> Pack:
+        """Return the pack called *name*, or raise NotFound."""
+        for pack in self.packs:
+            if pack.name == name:
+                return pack
+        known = ", ".join(pack.name for pack in self.packs) or "none"
+        raise NotFound(f"No pack {name!r}; there are: {known}.", pack=name)
+
     @property
     def default(self) -> Plan:
         """The plan that everyone has."""

@@ -125,20 +125,11 @@ class PolarApi:
         row = self._customer_of(user)
         return values.customer_row(row) if row else None
 
-    def ensure_customer(self, user: str, *, email: str | None, name: str | None) -> values.CustomerRow:
-        """Return the customer of *user*, made if need be; one with its e-mail is never taken (§7.3).
+    def create_customer(self, user: str, *, email: str, name: str | None) -> values.CustomerRow:
+        """Make the customer of *user*, once; one who has the e-mail address is never taken (§7.3).
 
-        Raises InvalidInput where an e-mail address is needed, or belongs to another customer.
+        Raises InvalidInput where the address belongs to another customer.
         """
-        known = self.customer_of(user)
-        if known is not None:
-            return known
-        if not email:
-            raise InvalidInput(
-                f"Polar has no customer for {user!r} yet, and needs an e-mail address to make one: "
-                "give --email.",
-                user=user,
-            )
         body: CustomerIndividualCreate = {"email": email, "external_id": user, "name": name}
         try:
             made = self._make("/v1/customers/", body, lambda: self._customer_of(user))
@@ -155,27 +146,41 @@ class PolarApi:
         )
         return _object(answer) if answer else None
 
-    def _refuse_taken(self, email: str, user: str) -> None:
+    def customer_by_email(self, email: str) -> values.CustomerRow | None:
+        """Return the customer who has an e-mail address; it is nobody's proof of identity."""
         for page in self._pages(_LISTS["customer"][0], {"email": email}):
             for row in map(values.customer_row, page.rows):
-                if (row.email or "").lower() != email.lower():
-                    continue
-                owner = f"user {row.external_id!r}" if row.external_id else f"customer {row.id}"
-                advice = (
-                    "Use another address."
-                    if row.external_id
-                    else f"If they are one: polarcredits users link polar:{row.id} {shlex.quote(user)}"
-                )
-                raise InvalidInput(
-                    f"The e-mail address {email} belongs to Polar's {owner}. {advice}",
-                    user=user,
-                    customer=row.id,
-                )
+                if (row.email or "").lower() == email.lower():
+                    return row
+        return None
+
+    def _refuse_taken(self, email: str, user: str) -> None:
+        row = self.customer_by_email(email)
+        if row is None:
+            return
+        owner = f"user {row.external_id!r}" if row.external_id else f"customer {row.id}"
+        advice = (
+            "Use another address."
+            if row.external_id
+            else f"If they are one: polarcredits users link polar:{row.id} {shlex.quote(user)}"
+        )
+        raise InvalidInput(
+            f"The e-mail address {email} belongs to Polar's {owner}. {advice}", user=user, customer=row.id
+        )
 
     def billable(self, customer: str) -> list[values.SubscriptionSummary]:
         """Return the subscriptions that keep a customer from buying another one."""
         pages = self.rows("subscription", customer_id=customer, status=sorted(LIVE))
         return [values.subscription_summary(row) for page in pages for row in page.rows]
+
+    def allows_several_subscriptions(self) -> bool:
+        """Say whether the organization lets a customer have several; False if the token may not ask."""
+        try:
+            pages = list(self._pages("/v1/organizations/", {}))
+        except PolarRefused:
+            return False
+        settings = [as_object(row.get("subscription_settings")) for page in pages for row in page.rows]
+        return any(each.get("allow_multiple_subscriptions") is True for each in settings)
 
     def open_checkout(self, body: CheckoutCreate) -> values.CheckoutRow:
         """Make a checkout session, once whatever happens to the answer."""

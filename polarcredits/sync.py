@@ -7,9 +7,7 @@ bounded and an interrupted run only has to be run again. Nothing is read inside 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -20,6 +18,7 @@ from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.readings import Change, take
 from polarcredits.periods import format_time, parse_time
 from polarcredits.polar_api import Kind, PolarApi
+from polarcredits.spool import spooled
 from polarcredits.sync_reader import Batch, Progress, Reader
 from polarcredits.webhooks.payloads import PayloadError, read_row
 
@@ -65,8 +64,8 @@ def sync(
     if not dry_run:
         _take_all(ledger, batches, environment, report)
         return report
-    with _kept(batches) as again, ledger.rehearse() as stage:
-        _take_all(stage, again, environment, report)
+    with spooled(_written(batches)) as lines, ledger.rehearse() as stage:
+        _take_all(stage, _read(lines), environment, report)
     return report
 
 
@@ -85,15 +84,15 @@ def sync_customer(ledger: Ledger, polar: PolarApi, customer: str, *, environment
     return report
 
 
-@contextmanager
-def _kept(batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
-    """Read everything into a file first: a rehearsal is one transaction, and nothing is read in one."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        for batch in batches:
-            file.write(json.dumps([batch.kind, batch.rows, format_time(batch.as_of)]) + "\n")
-        file.seek(0)
-        lines = (json.loads(line) for line in file)
-        yield (Batch(kind, tuple(rows), parse_time(as_of)) for kind, rows, as_of in lines)
+def _written(batches: Iterable[Batch]) -> Iterator[str]:
+    for batch in batches:
+        yield json.dumps([batch.kind, batch.rows, format_time(batch.as_of)])
+
+
+def _read(lines: Iterable[str]) -> Iterator[Batch]:
+    for line in lines:
+        kind, rows, as_of = json.loads(line)
+        yield Batch(kind, tuple(rows), parse_time(as_of))
 
 
 def _take_all(ledger: Ledger, batches: Iterable[Batch], environment: str, report: SyncReport) -> None:

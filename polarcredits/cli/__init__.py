@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from polarcredits import __version__
-from polarcredits.cli import credits, data, database, demo, ledger, users, webhooks
+from polarcredits.cli import credits, data, database, demo, ledger, polar, users, webhooks
 from polarcredits.cli.context import options
 from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
@@ -34,6 +34,9 @@ app.add_typer(data.payments, name="payments")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(database.app, name="db")
+app.command()(polar.checkout)
+app.command()(polar.portal)
+app.command()(polar.sync)
 app.command()(data.plans)
 app.command()(ledger.refill)
 app.command()(demo.demo)

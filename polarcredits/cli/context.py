@@ -17,6 +17,7 @@ from polarcredits.periods import parse_duration, parse_time
 
 if TYPE_CHECKING:
     from polarcredits.ledger.ledger import Ledger
+    from polarcredits.polar_api import PolarApi
     from polarcredits.settings import Settings
     from polarcredits.webhooks.inbox import Inbox
 
@@ -64,6 +65,15 @@ def inbox(opened: Ledger) -> Inbox:
     return Inbox(opened, environment=known.environment, secrets=secrets)
 
 
+@contextmanager
+def polar() -> Iterator[PolarApi]:
+    """Open the gateway to Polar."""
+    from polarcredits.polar_api import open_polar
+
+    with open_polar(settings()) as opened:
+        yield opened
+
+
 def actor() -> str:
     """Return who is written on entries: --actor, else the system's user."""
     if options.actor:
@@ -97,13 +107,23 @@ def duration_of(text: str | None, option: str) -> timedelta | None:
         raise InvalidInput(f"{option}: {error}.") from error
 
 
-def metadata_of(pairs: list[str] | None) -> dict[str, str]:
+def since_of(text: str | None, now: datetime) -> datetime | None:
+    """Return the time that `--since` names: itself, or so long ago (`30d`)."""
+    if text is None:
+        return None
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        return time_of(text, "--since")
+
+
+def metadata_of(pairs: list[str] | None, option: str = "--meta") -> dict[str, str]:
     """Return `K=V` options as a mapping."""
     found: dict[str, str] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InvalidInput(f"--meta {pair!r} is not K=V.")
+            raise InvalidInput(f"{option} {pair!r} is not K=V.")
         found[key] = value
     return found
 

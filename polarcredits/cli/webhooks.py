@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,55 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polarcredits.cli import context
+from polarcredits.cli import context, deliveries
 from polarcredits.cli.output import emit, progress, say, table, when
+from polarcredits.cli.reports import report
 from polarcredits.errors import InvalidInput
 
 if TYPE_CHECKING:
     from polarcredits.ledger.events import EventRow
     from polarcredits.webhooks.inbox import Outcome
+    from polarcredits.webhooks.sending import Sender
 
-app = typer.Typer(help="Polar's events: ingest, list, show, retry, replay.", no_args_is_help=True)
+app = typer.Typer(help="Polar's events: ingest, list, show, retry, replay, pull.", no_args_is_help=True)
+app.command("pull")(deliveries.pull)
+app.command("register")(deliveries.register)
+app.command("trigger")(deliveries.trigger)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids.")]
 Dry = Annotated[bool, typer.Option(help="Report, but change nothing.")]
-
-
-def _report(outcomes: list[Outcome], *, single: bool) -> None:
-    counts = {
-        "applied": sum(o.status == "applied" and not o.duplicate for o in outcomes),
-        "duplicates": sum(o.duplicate for o in outcomes),
-        "ignored": sum(o.status == "ignored" and not o.duplicate for o in outcomes),
-        "failed": sum(o.status == "failed" and not o.duplicate for o in outcomes),
-        "refused": sum(o.status == "refused" for o in outcomes),
-    }
-    if single and counts["refused"]:
-        raise InvalidInput(outcomes[0].error or "The event was refused.")
-    document: dict[str, Any] = {
-        "events": [
-            {
-                "id": o.id,
-                "type": o.type,
-                "status": o.status,
-                "duplicate": o.duplicate,
-                "user": o.user,
-                "error": o.error,
-            }
-            for o in outcomes
-        ],
-        **counts,
-    }
-
-    def people() -> None:
-        bad = [o for o in outcomes if o.status in ("failed", "refused")]
-        if bad:
-            rows = [(o.status, o.type or "-", o.error or "-") for o in bad]
-            table(("status", "type", "why"), rows, empty="")
-        say(", ".join(f"{count} {name}" for name, count in counts.items()) + ".")
-
-    emit(document, people)
-    if counts["failed"] or counts["refused"]:
-        raise typer.Exit(9)
 
 
 @app.command("ingest")
@@ -88,7 +57,7 @@ def ingest(
                 )
             )
             done(len(outcomes), len(elements))
-    _report(outcomes, single=len(elements) == 1)
+    report(outcomes, single=len(elements) == 1)
 
 
 def _content(file: str) -> bytes:
@@ -167,7 +136,7 @@ def retry(
         rows = inbox.list(status="failed", limit=None) if all else _rows(inbox, ids)
         now = datetime.now(UTC)
         outcomes = [inbox.again(row, now=now) for row in reversed(rows)]
-    _report(outcomes, single=False)
+    report(outcomes, single=False)
 
 
 @app.command("replay")
@@ -177,6 +146,7 @@ def replay(
     until: Annotated[str | None, typer.Option(help="Received before this time.")] = None,
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every stored event.")] = False,
+    to: Annotated[str | None, typer.Option(help="Send them, freshly signed, to this address.")] = None,
     dry_run: Dry = False,
 ) -> None:
     """Apply stored events again; credits change only where something was missed.
@@ -185,6 +155,8 @@ def replay(
     """
     if not (ids or since or until or type or all):
         raise typer.BadParameter("name events, or give --since, --until, --type or --all")
+    if to is not None and dry_run:
+        raise typer.BadParameter("--to sends events, which --dry-run cannot undo")
     with context.ledger(rehearse=dry_run) as ledger, progress("Replaying") as done:
         inbox = context.inbox(ledger)
         rows = (
@@ -197,12 +169,18 @@ def replay(
                 limit=None,
             )
         )
-        now = datetime.now(UTC)
         outcomes = []
-        for row in reversed(rows):
-            outcomes.append(inbox.again(row, now=now))
-            done(len(outcomes), len(rows))
-    _report(outcomes, single=False)
+        with deliveries.sender(to) if to is not None else contextlib.nullcontext() as target:
+            now = datetime.now(UTC)
+            for row in reversed(rows):
+                again = inbox.again(row, now=now) if target is None else _send(target, row)
+                outcomes.append(again)
+                done(len(outcomes), len(rows))
+    report(outcomes, single=False)
+
+
+def _send(target: Sender, row: EventRow) -> Outcome:
+    return target.send(row.raw, id=row.id, type=row.type)
 
 
 def _rows(inbox: Any, ids: list[str] | None) -> list[EventRow]:

@@ -27,6 +27,7 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import micros
 from polarcredits.ledger.database import insert_once, upsert
 from polarcredits.periods import to_micros
+from polarcredits.userids import PLACEHOLDER
 
 F = TypeVar("F", CustomerFact, SubscriptionFact, OrderFact, RefundFact, DisputeFact)
 KINDS: dict[type[Any], str] = {
@@ -37,7 +38,6 @@ KINDS: dict[type[Any], str] = {
     DisputeFact: "dispute",
 }
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS}
-PLACEHOLDER = "polar:"
 
 
 def record(connection: Connection, facts: Iterable[Fact]) -> None:

@@ -12,31 +12,12 @@ from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import FOREVER, Call, LoadedAccount, load
 from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.facts import PLACEHOLDER, assign_owners, owner_of_customer
+from polarcredits.ledger.facts import assign_owners, owner_of_customer
 from polarcredits.ledger.reconcile import Settled, true_at, write
 from polarcredits.lots import Lot
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
-
-LONGEST_ID = 255
-
-
-def check_user_id(user: str) -> str:
-    """Return *user* if it can be a user id, else raise InvalidInput."""
-    if not user or user != user.strip() or not user.isprintable() or len(user) > LONGEST_ID:
-        raise InvalidInput(
-            f"{user[:40]!r} cannot be a user id: use 1 to {LONGEST_ID} printable characters "
-            "without blanks at the ends.",
-            user=user[:LONGEST_ID],
-        )
-    return user
-
-
-def check_new_user(user: str) -> str:
-    """Return *user* if an account can be made by that name, else raise InvalidInput."""
-    if check_user_id(user).startswith(PLACEHOLDER):
-        raise InvalidInput(f"User ids that begin with {PLACEHOLDER} are kept for Polar's customers.")
-    return user
+from polarcredits.userids import PLACEHOLDER
 
 
 def find(connection: Connection, user: str) -> tuple[int, int]:

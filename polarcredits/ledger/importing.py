@@ -15,6 +15,7 @@ from polarcredits.errors import InvalidInput, PolarCreditsError
 from polarcredits.ledger import identity, requests
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.userids import check_new_user
 
 _COLUMNS = ("id", "email", "name")
 
@@ -51,7 +52,7 @@ def _import(ledger: Ledger, connection: Connection, row: object) -> str:
         raise InvalidInput("id, email and name must be texts")
     for column in ("email", "name"):
         requests.check_text(row.get(column) or None, column)
-    user = identity.check_new_user(row.get("id") or "")
+    user = check_new_user(row.get("id") or "")
     email, name = row.get("email") or None, row.get("name") or None
     a = t.accounts.c
     before = connection.execute(select(a.email, a.name).where(a.user_id == user)).first()

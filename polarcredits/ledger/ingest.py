@@ -14,7 +14,6 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import (
-    PLACEHOLDER,
     assign_owners,
     customers_of,
     lock_customers,
@@ -24,6 +23,7 @@ from polarcredits.ledger.facts import (
 from polarcredits.ledger.identity import account_of, adopt, create, settle_all
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
+from polarcredits.userids import PLACEHOLDER
 
 
 def apply_facts(

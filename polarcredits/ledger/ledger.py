@@ -24,6 +24,7 @@ from polarcredits.ledger.values import Balance, Receipt, transaction
 from polarcredits.lots import Lot, spread
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
+from polarcredits.userids import check_new_user, check_user_id
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ class Ledger:
 
     def add_user(self, user: str, *, email: str | None = None, name: str | None = None) -> bool:
         """Make an account with its lifetime grant; False, and updated, if it is there already."""
-        identity.check_new_user(user)
+        check_new_user(user)
         requests.check_text(email, "The e-mail address")
         requests.check_text(name, "The name")
         call = self.call()
@@ -121,7 +122,7 @@ class Ledger:
 
     def link(self, placeholder: str, user: str) -> None:
         """Give an account `polar:<customer id>` to *user* (docs/rules.md §7.2)."""
-        identity.check_user_id(user)
+        check_user_id(user)
         call = self.call()
         self.in_transaction(
             lambda connection: identity.link(connection, self.catalog, placeholder, user, call)
@@ -255,7 +256,7 @@ class Ledger:
             else None,
         )
         if create:
-            identity.check_new_user(user)
+            check_new_user(user)
 
         def work(connection: Connection) -> Receipt:
             if create:

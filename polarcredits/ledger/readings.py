@@ -18,10 +18,11 @@ from polarcredits.errors import UnknownUser
 from polarcredits.facts import CustomerFact, DisputeFact, Fact, OrderFact, RefundFact, SubscriptionFact
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, moment
-from polarcredits.ledger.facts import KINDS, PLACEHOLDER, customers_of, observed, owner_of_customer, record
+from polarcredits.ledger.facts import KINDS, customers_of, observed, owner_of_customer, record
 from polarcredits.ledger.ingest import apply_facts, stamp
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import format_time, to_micros
+from polarcredits.userids import PLACEHOLDER
 
 State = Mapping[str, Any]
 

@@ -13,13 +13,13 @@ from polarcredits.entitlements import Shown
 from polarcredits.errors import InvalidInput, NotFound
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
-from polarcredits.ledger.facts import PLACEHOLDER
 from polarcredits.ledger.identity import account_of, find
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import Settled
 from polarcredits.ledger.values import Balance, Transaction, transaction
 from polarcredits.lots import EntryType, Lot
 from polarcredits.periods import from_micros, to_micros
+from polarcredits.userids import PLACEHOLDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

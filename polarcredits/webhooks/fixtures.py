@@ -6,6 +6,7 @@ the events that Polar sends for it, in Polar's order, and moves the story's cloc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -57,6 +58,27 @@ class Story:
         self.subscription: Payload | None = None
         self.orders: list[Payload] = []
         self.refunds: list[Payload] = []
+
+    @classmethod
+    def going_on(
+        cls,
+        customer: Payload,
+        *,
+        subscription: Payload | None,
+        orders: Iterable[Payload],
+        at: datetime,
+        seed: str,
+    ) -> Story:
+        """Go on from a customer's newest objects, as events told them."""
+        story = cls(customer.get("external_id"), at=at, seed=seed)
+        story.customer = dict(customer)
+        story.orders = [dict(each) for each in orders]
+        story.subscription = dict(subscription) if subscription else None
+        story._is_announced = True
+        if subscription:
+            story.interval = subscription["recurring_interval"]
+            story._anchor = parse_time(subscription["current_period_start"]).day
+        return story
 
     def purchase(
         self,

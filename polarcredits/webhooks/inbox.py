@@ -78,9 +78,9 @@ class Inbox:
 
     def take(self, delivery: Delivery, *, now: datetime) -> Outcome:
         """Store and apply a verified delivery, once whatever the number of times it comes."""
-        known = self._store.find(delivery.id)
+        known = self.known(delivery.id)
         if known is not None:
-            return _duplicate(known)
+            return known
         row = EventRow(
             id=delivery.id,
             type=delivery.type,
@@ -93,6 +93,11 @@ class Inbox:
             raw=delivery.raw,
         )
         return self._apply(row, delivery.payload, now=now, new=True)
+
+    def known(self, id: str) -> Outcome | None:
+        """Return what became of an event that is stored, as a duplicate."""
+        row = self._store.find(id)
+        return None if row is None else _duplicate(row)
 
     def again(self, row: EventRow, *, now: datetime) -> Outcome:
         """Apply a stored event once more (`retry`, `replay`): what it says is known changes nothing."""
