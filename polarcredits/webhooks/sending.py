@@ -50,7 +50,7 @@ class Sender:
             try:
                 response = self._client.post(self._url, content=raw, headers=headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                failure = f"{type(error).__name__}: {error}"
+                failure = f"{error.__class__.__name__}: {error}"
                 continue
             if response.is_success:
                 status, duplicate = _said(response)

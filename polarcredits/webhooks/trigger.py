@@ -82,26 +82,25 @@ def tell(
     name = name.replace("_", "-")
     if name not in SEQUENCES:
         raise InvalidInput(f"Nothing is called {name!r}; there are {', '.join(SEQUENCES)}.")
-    seed = uuid.uuid4().hex
+    story = _so_far(known, user, now)
     if name == "pack":
-        return _story(known, user, now, seed, live=False).pack(_pack_product(catalog), now)
+        return story.pack(_pack_product(catalog), now)
     product = _plan_product(catalog, plan)
     if name in ("purchase", "trial"):
-        trial = _TRIAL if name == "trial" else None
-        return _story(known, user, now, seed, live=False).purchase(product, now, trial=trial)
-    story = _story(known, user, now, seed, live=True)
+        return story.purchase(product, now, trial=_TRIAL if name == "trial" else None)
     before = [] if story.subscription else story.purchase(product, now - _BEFORE)
     return before + _CHANGES[name](story, now)
 
 
-def _story(known: Iterable[Payload], user: str, now: datetime, seed: str, *, live: bool) -> Story:
-    """Return the user's story so far; a new one where nothing (*live*: no live subscription) is known."""
+def _so_far(known: Iterable[Payload], user: str, now: datetime) -> Story:
+    """Return the user's story so far, with the subscription that has not ended; else a new one."""
+    seed = uuid.uuid4().hex
     customer, subscriptions, orders = _objects(known)
-    ongoing = next((each for each in subscriptions if not each.get("ended_at")), None)
-    if customer is None or (live and ongoing is None):
+    if customer is None:
         return Story(user, at=now - _BEFORE, metadata={"user_id": user}, seed=seed)
+    ongoing = next((each for each in subscriptions if not each.get("ended_at")), None)
     mine = [each for each in reversed(orders) if ongoing and each.get("subscription_id") == ongoing["id"]]
-    story = Story.going_on(customer, subscription=ongoing if live else None, orders=mine, at=now, seed=seed)
+    story = Story.going_on(customer, subscription=ongoing, orders=mine, at=now, seed=seed)
     story.metadata["user_id"] = user
     return story
 
