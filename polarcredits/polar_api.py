@@ -38,6 +38,19 @@ REQUEST_KEY = "polarcredits_request"
 _LOOK_BACK = 2
 _PASSES = 3
 
+_NOBODY = "00000000-0000-0000-0000-000000000000"
+_PROBES: Sequence[tuple[str, str, str, Mapping[str, Any] | None]] = (
+    ("customers:read", "GET", "/v1/customers/", None),
+    ("subscriptions:read", "GET", "/v1/subscriptions/", None),
+    ("orders:read", "GET", "/v1/orders/", None),
+    ("refunds:read", "GET", "/v1/refunds/", None),
+    ("disputes:read", "GET", "/v1/disputes/", None),
+    ("webhooks:read", "GET", "/v1/webhooks/endpoints", None),
+    ("checkouts:write", "POST", "/v1/checkouts/", {"products": [_NOBODY]}),
+    ("customer_sessions:write", "POST", "/v1/customer-sessions/", {"customer_id": _NOBODY}),
+)
+"""What a scope allows; what is to be written refers to nothing, so that it is refused in any case."""
+
 Kind = Literal["customer", "subscription", "order", "refund", "dispute"]
 _LISTS: Mapping[Kind, tuple[str, str]] = {
     "customer": ("/v1/customers/", "created_at"),
@@ -266,6 +279,24 @@ class PolarApi:
         for page in self._pages("/v1/webhooks/deliveries", query):
             for row in page.rows:
                 yield values.logged_delivery(row), page.total
+
+    def last_deliveries(self, since: datetime, *, endpoint: str) -> list[values.LoggedDelivery]:
+        """Return the newest hundred attempts since a time."""
+        query = {"start_timestamp": format_time(since), "endpoint_id": endpoint}
+        page = next(self._pages("/v1/webhooks/deliveries", query))
+        return [values.logged_delivery(row) for row in page.rows]
+
+    def lacking_scopes(self) -> list[str]:
+        """Return the scopes that the token lacks; nothing is made to find out."""
+        lacking = []
+        for scope, method, path, body in _PROBES:
+            query = {"limit": 1} if method == "GET" else None
+            try:
+                self._transport.send(method, path, query=query, body=body, repeatable=body is None)
+            except PolarRefused as refusal:
+                if refusal.fields.get("status") in (401, 403):
+                    lacking.append(scope)
+        return lacking
 
     def first_products(self) -> Page:
         """Return one page of products: whose the token is, and what time it is at Polar."""

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from polarcredits import __version__
-from polarcredits.cli import credits, data, database, demo, ledger, polar, users, webhooks
+from polarcredits.cli import checks, credits, data, database, demo, ledger, polar, setup, users, webhooks
 from polarcredits.cli.context import options
 from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
@@ -37,8 +37,10 @@ app.add_typer(database.app, name="db")
 app.command()(polar.checkout)
 app.command()(polar.portal)
 app.command()(polar.sync)
-app.command()(data.plans)
+app.add_typer(data.plans_app, name="plans")
 app.command()(ledger.refill)
+app.command()(checks.doctor)
+app.command()(setup.init)
 app.command()(demo.demo)
 
 

@@ -6,15 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from polarcredits.cli import context
+from polarcredits.cli import checks, context
 from polarcredits.cli.output import emit, number, say, table, when
 
 subscriptions = typer.Typer(help="Subscriptions as Polar last told them.", no_args_is_help=True)
 payments = typer.Typer(help="Orders, before tax.", no_args_is_help=True)
 
 
-def plans() -> None:
+plans_app = typer.Typer(help="What is sold, and against Polar's products.")
+plans_app.command("diff")(checks.plans_diff)
+
+
+@plans_app.callback(invoke_without_command=True)
+def plans(invoked: typer.Context) -> None:
     """Show plans, packs and what operations cost. Example: polarcredits plans"""
+    if invoked.invoked_subcommand is not None:
+        return
     catalog = context.settings().catalog
     document = {
         "plans": [

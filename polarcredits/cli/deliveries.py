@@ -51,15 +51,16 @@ def register(
 
     Example: polarcredits webhooks register https://example.com/webhooks/polar
     """
+    from polarcredits.dotenv_file import dotenv_path, save
     from polarcredits.webhooks.endpoints import register as registered
-    from polarcredits.webhooks.endpoints import save_secret
 
     known = context.settings()
     wanted = [each.strip() for some in events or [] for each in some.split(",") if each.strip()]
     with context.polar() as polar:
         endpoint = registered(polar, url, wanted or None)
     secret = endpoint.secret or ""
-    saved = save_secret(secret, folder=Path.cwd(), config=known.config_path)
+    saved = dotenv_path(Path.cwd(), known.config_path)
+    save(saved, "POLAR_WEBHOOK_SECRET", secret, keep=True)
     document = {
         "id": endpoint.id,
         "url": endpoint.url,

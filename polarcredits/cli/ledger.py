@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polarcredits.cli import context
-from polarcredits.cli.output import emit, number, progress, say, table, when
+from polarcredits.cli.output import emit, hint, number, progress, say, table, when
+from polarcredits.errors import PolarRefused, PolarUnavailable
+
+if TYPE_CHECKING:
+    from polarcredits.ledger.ledger import Ledger
 
 app = typer.Typer(help="The ledger's own laws.", no_args_is_help=True)
 
@@ -48,17 +53,40 @@ def verify(
         raise typer.Exit(10)
 
 
+def _ask_polar(ledger: Ledger, at: datetime) -> list[dict[str, str | None]]:
+    """Take what Polar tells of subscriptions whose period is over; return what failed.
+
+    A Polar that is away keeps nobody from being refilled by what is known.
+    """
+    from polarcredits.sync import sync_overdue
+
+    try:
+        with context.polar() as polar:
+            report = sync_overdue(ledger, polar, environment=context.settings().environment, at=at)
+    except (PolarUnavailable, PolarRefused) as error:
+        return [{"user": None, "error": error.message}]
+    return [
+        {"user": None, "error": f"{each['kind']} {each['id']}: {each['error']}"} for each in report.failed
+    ]
+
+
 def refill(
     at: Annotated[str | None, typer.Option(help="As of this time (RFC 3339).")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Report, but change nothing.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="First ask Polar about what looks overdue.")] = False,
 ) -> None:
     """Write down what has fallen due; run it from cron. Example: polarcredits refill"""
+    if sync and dry_run:
+        raise typer.BadParameter("--sync takes facts in, which --dry-run cannot undo; see: sync --dry-run")
     from polarcredits.refill import refill as refilled
 
     with context.ledger() as ledger, progress("Refilling") as done:
+        when_due = context.time_of(at, "--at")
+        ledger.actor = "sync"
+        unasked = _ask_polar(ledger, when_due or datetime.now(UTC)) if sync else []
         ledger.actor = "refill"
-        report = refilled(ledger, at=context.time_of(at, "--at"), user=user, dry_run=dry_run, progress=done)
+        report = refilled(ledger, at=when_due, user=user, dry_run=dry_run, progress=done)
     document = {
         "at": report.at,
         "considered": report.considered,
@@ -67,7 +95,7 @@ def refill(
         "downgraded": report.downgraded,
         "credits_granted": report.credits_granted,
         "credits_expired": report.credits_expired,
-        "failed": report.failed,
+        "failed": [*unasked, *report.failed],
     }
     dry = " (dry run: nothing was changed)" if dry_run else ""
     emit(
@@ -79,5 +107,7 @@ def refill(
             f"{number(report.downgraded)} downgraded{dry}."
         ),
     )
-    if report.failed:
+    for each in unasked:
+        hint(f"Warning: {each['error']}")
+    if report.failed or unasked:
         raise typer.Exit(9)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from polarcredits.errors import ConfigError, InvalidInput, PolarUnavailable
+from polarcredits.errors import InvalidInput, PolarUnavailable
 from polarcredits.polar_api import API_VERSION, PolarApi
 from polarcredits.polar_values import Endpoint
 from polarcredits.webhooks.payloads import KNOWN_TYPES
@@ -44,25 +42,3 @@ def is_right(endpoint: Endpoint, events: Sequence[str] = EVENTS) -> bool:
         and endpoint.api_version == API_VERSION
         and set(events) <= set(endpoint.events)
     )
-
-
-def save_secret(secret: str, *, folder: Path, config: Path | None) -> Path:
-    """Write *secret* where the settings find it, beside the ones that are there, for its owner alone.
-
-    That is the `.env` of the working *folder*, else the one beside the *config* file. Raises
-    ConfigError where it cannot be written.
-    """
-    from dotenv import dotenv_values, set_key
-
-    here = folder / ".env"
-    path = config.parent / ".env" if config is not None and not here.is_file() else here
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        path.chmod(0o600)
-        before = dotenv_values(path).get("POLAR_WEBHOOK_SECRET") or ""
-        kept = [each.strip() for each in before.split(",") if each.strip()]
-        if secret not in kept:
-            set_key(path, "POLAR_WEBHOOK_SECRET", ",".join((secret, *kept)), quote_mode="never")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be written: {error}", setting="POLAR_WEBHOOK_SECRET") from error
-    return path

@@ -1,0 +1,84 @@
+"""What `doctor` asks of the database: quick questions, none of which reads everybody's history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, literal, select, union_all
+
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import FOREVER, moment
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import Problem, verify_some
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """Something whose metadata names another user than its customer's external id does (§7.1)."""
+
+    kind: str
+    id: str
+    metadata_user: str
+    customer_user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How the database is."""
+
+    users: int
+    failed_events: int
+    oldest_due: datetime | None
+    """When the most overdue account fell due."""
+    unknown_products: tuple[str, ...]
+    disagreements: tuple[Disagreement, ...]
+    problems: tuple[Problem, ...]
+    """What a check of the accounts last written found."""
+
+
+def examine(ledger: Ledger, *, some: int = 200) -> Health:
+    """Return the database's health; the laws are checked for *some* accounts."""
+
+    def work(connection: Connection) -> Health:
+        a, b, e = t.accounts.c, t.balances.c, t.events.c
+        count = select(func.count())
+        due = connection.execute(select(func.min(b.next_due_at)).where(b.next_due_at < FOREVER)).scalar()
+        recent = select(b.account_id).order_by(b.last_occurred_at.desc()).limit(some)
+        return Health(
+            users=connection.execute(count.select_from(t.accounts).where(a.alias_of.is_(None))).scalar_one(),
+            failed_events=connection.execute(
+                count.select_from(t.events).where(e.status == "failed")
+            ).scalar_one(),
+            oldest_due=moment(due),
+            unknown_products=unknown(connection),
+            disagreements=_disagreements(connection),
+            problems=tuple(verify_some(connection, connection.execute(recent).scalars().all())),
+        )
+
+    return ledger.reading(work)
+
+
+def unknown_products(ledger: Ledger) -> tuple[str, ...]:
+    """Return the products that were bought while they were in no plan or pack."""
+    return ledger.reading(unknown)
+
+
+def unknown(connection: Connection) -> tuple[str, ...]:
+    """Return the products of `unknown_products`, each once."""
+    query = select(t.unknown_products.c.product_id).distinct()
+    return tuple(sorted(connection.execute(query).scalars()))
+
+
+def _disagreements(connection: Connection) -> tuple[Disagreement, ...]:
+    c = t.customers.c
+    queries = [
+        select(literal(kind).label("kind"), table.c.id, table.c.user_id, c.external_id)
+        .join_from(table, t.customers, table.c.customer_id == c.id)
+        .where(table.c.user_id != c.external_id)
+        for kind, table in (("subscription", t.subscriptions), ("order", t.payments))
+    ]
+    rows = connection.execute(union_all(*queries).limit(20))
+    return tuple(
+        Disagreement(kind=row[0], id=row[1], metadata_user=row[2], customer_user=row[3]) for row in rows
+    )
