@@ -15,6 +15,7 @@ from polarcredits.billing import (
     confirmed_periods,
     opened_period,
     paid,
+    with_opening_products,
     with_paid_periods,
 )
 from polarcredits.periods import Interval, cut, format_time
@@ -64,7 +65,7 @@ class SubscriptionGrants:
         user: str,
         now: datetime,
     ) -> None:
-        self.subscription = with_paid_periods(heard, payments)
+        self.subscription = with_opening_products(with_paid_periods(heard, payments), payments)
         self.periods = self.subscription.periods
         self.payments = [payment for payment in payments if paid(payment)]
         self.book = book

@@ -14,6 +14,7 @@ from polarcredits.facts import DisputeFact, Fact, OrderFact, RefundFact, Subscri
 LIVE = frozenset({"active", "trialing", "past_due"})
 PAID = frozenset({"paid", "partially_refunded", "refunded"})
 CHANGE_WINDOW = timedelta(minutes=1)
+_OPENING = ("subscription_create", "subscription_cycle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,11 @@ def _period(start: datetime, facts: Sequence[SubscriptionFact]) -> BillingPeriod
     for fact in heard:
         if fact.product_id is None:
             continue
-        version = Version(fact.snapshot.as_of, fact.product_id, fact.seats or 1)
-        if not versions or (versions[-1].product_id, versions[-1].seats) != (
-            version.product_id,
-            version.seats,
-        ):
-            versions.append(version)
+        last = versions[-1] if versions else None
+        if last is None or (last.product_id, last.seats) != (fact.product_id, fact.seats or 1):
+            since = _true_since(fact)
+            begun = max(since, last.as_of) if last else since
+            versions.append(Version(begun, fact.product_id, fact.seats or 1))
     return BillingPeriod(
         start=start,
         end=max(end, start),
@@ -123,6 +123,15 @@ def _period(start: datetime, facts: Sequence[SubscriptionFact]) -> BillingPeriod
         ever_active=any(fact.status == "active" for fact in heard),
         versions=tuple(versions),
     )
+
+
+def _true_since(fact: SubscriptionFact | RefundFact) -> datetime:
+    """Return when a snapshot's state is known to hold: one that was read held since its last change."""
+    snapshot = fact.snapshot
+    changed = snapshot.modified_at or fact.created_at
+    if snapshot.delivered or changed is None:
+        return snapshot.as_of
+    return min(changed, snapshot.as_of)
 
 
 def fold_payment(
@@ -155,10 +164,10 @@ def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterab
     later: list[tuple[datetime, str, int, bool]] = []
     for id, history in histories.items():
         amount, last = history[-1].amount_cents, history[-1].status
-        succeeded = next((f.snapshot.as_of for f in history if f.status == "succeeded"), None)
+        succeeded = next((_true_since(f) for f in history if f.status == "succeeded"), None)
         if succeeded is None:
             continue
-        since = next(f.snapshot.as_of for f in history if f.status == last)
+        since = next(_true_since(f) for f in history if f.status == last)
         if last == "succeeded" and succeeded > told:
             known_before = (history[0].created_at or succeeded) <= told
             later.append((succeeded, id, amount, known_before))
@@ -233,6 +242,28 @@ def with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) -
     return replace(subscription, periods=ordered)
 
 
+def with_opening_products(subscription: Subscription, payments: Sequence[Payment]) -> Subscription:
+    """Begin each period with the product of the order that opened it, where a later one was heard first."""
+    bought: dict[datetime, tuple[datetime, str]] = {}
+    for payment in sorted(payments, key=created_at, reverse=True):
+        period = opened_period(payment, subscription)
+        order = payment.latest
+        if period and order.product_id and order.billing_reason in _OPENING:
+            bought[period.start] = (created_at(payment), order.product_id)
+    periods = tuple(
+        _begun_with(period, *bought[period.start]) if period.start in bought else period
+        for period in subscription.periods
+    )
+    return replace(subscription, periods=periods)
+
+
+def _begun_with(period: BillingPeriod, created: datetime, product_id: str) -> BillingPeriod:
+    first = period.versions[0] if period.versions else None
+    if first is None or first.product_id == product_id or first.as_of - created <= CHANGE_WINDOW:
+        return period
+    return replace(period, versions=(Version(created, product_id, first.seats), *period.versions))
+
+
 def confirmed_periods(
     subscription: Subscription, payments: Sequence[Payment], orders_seen: bool
 ) -> dict[datetime, datetime | None]:
@@ -268,7 +299,7 @@ def _confirms(
     created = created_at(payment)
     if latest.trial_start and latest.trial_end and latest.trial_start <= created < latest.trial_end:
         return False
-    if order.billing_reason in ("subscription_create", "subscription_cycle"):
+    if order.billing_reason in _OPENING:
         return True
     return (
         order.billing_reason == "subscription_update"

@@ -7,9 +7,10 @@ bounded and an interrupted run only has to be run again. Nothing is read inside 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from polarcredits.errors import ConfigError, DatabaseError
 from polarcredits.facts import Fact
@@ -48,12 +49,13 @@ def sync(
     user: str | None = None,
     since: datetime | None = None,
     dry_run: bool = False,
+    at: datetime | None = None,
     progress: Progress | None = None,
 ) -> SyncReport:
     """Bring the ledger in step with Polar: everybody, what is newer than *since*, or one *user*.
 
-    `progress` is called with (done, total). Raises UnknownUser, PolarUnavailable, PolarRefused
-    and ConfigError; what was taken before stays.
+    The ledger is true at *at* (default now) afterwards. `progress` is called with (done, total).
+    Raises UnknownUser, PolarUnavailable, PolarRefused and ConfigError; what was taken stays.
     """
     report = SyncReport()
     reader = Reader(ledger, polar, report.failed, progress)
@@ -62,17 +64,17 @@ def sync(
     else:
         batches = reader.everything() if since is None else reader.newer(since)
     if not dry_run:
-        _take_all(ledger, batches, environment, report)
+        _take_all(ledger, batches, environment, report, at)
         return report
     with spooled(_written(batches)) as lines, ledger.rehearse() as stage:
-        _take_all(stage, _read(lines), environment, report)
+        _take_all(stage, _read(lines), environment, report, at)
     return report
 
 
 def sync_overdue(ledger: Ledger, polar: PolarApi, *, environment: str, at: datetime) -> SyncReport:
     """Ask Polar about live subscriptions whose period is over at *at* without news of the next."""
     report = SyncReport()
-    _take_all(ledger, Reader(ledger, polar, report.failed).overdue(at), environment, report)
+    _take_all(ledger, Reader(ledger, polar, report.failed).overdue(at), environment, report, at)
     return report
 
 
@@ -80,7 +82,7 @@ def sync_customer(ledger: Ledger, polar: PolarApi, customer: str, *, environment
     """Take all that Polar tells of one customer."""
     report = SyncReport()
     batches = Reader(ledger, polar, report.failed).of_customers([customer], ())
-    _take_all(ledger, batches, environment, report)
+    _take_all(ledger, batches, environment, report, None)
     return report
 
 
@@ -95,7 +97,9 @@ def _read(lines: Iterable[str]) -> Iterator[Batch]:
         yield Batch(kind, tuple(rows), parse_time(as_of))
 
 
-def _take_all(ledger: Ledger, batches: Iterable[Batch], environment: str, report: SyncReport) -> None:
+def _take_all(
+    ledger: Ledger, batches: Iterable[Batch], environment: str, report: SyncReport, at: datetime | None
+) -> None:
     for batch in batches:
         report.checked[_PLURAL[batch.kind]] += len(batch.rows)
         groups: list[tuple[str, list[Fact]]] = []
@@ -104,27 +108,26 @@ def _take_all(ledger: Ledger, batches: Iterable[Batch], environment: str, report
                 groups.append((str(row.get("id")), read_row(batch.kind, row, batch.as_of)))
             except PayloadError as error:
                 report.failed.append({"kind": batch.kind, "id": str(row.get("id")), "error": error.message})
-        facts = [fact for _, group in groups for fact in group]
+        taker = partial(take, ledger, as_of=batch.as_of, call=ledger.call(at), environment=environment)
         try:
-            report.changed += _take(ledger, facts, batch, environment)
+            report.changed += taker([fact for _, group in groups for fact in group])
         except (DatabaseError, ConfigError):
             raise
         except UNSETTLED:
-            for id, group in groups:
-                _take_apart(ledger, batch, id, group, environment, report)
-
-
-def _take(ledger: Ledger, facts: list[Fact], batch: Batch, environment: str) -> list[Change]:
-    return take(ledger, facts, as_of=batch.as_of, call=ledger.call(), environment=environment)
+            _take_apart(batch.kind, groups, taker, report)
 
 
 def _take_apart(
-    ledger: Ledger, batch: Batch, id: str, facts: list[Fact], environment: str, report: SyncReport
+    kind: str,
+    groups: Iterable[tuple[str, list[Fact]]],
+    taker: Callable[[list[Fact]], list[Change]],
+    report: SyncReport,
 ) -> None:
-    """Take one row, so that a damaged account stops nobody else's."""
-    try:
-        report.changed += take(ledger, facts, as_of=batch.as_of, call=ledger.call(), environment=environment)
-    except (DatabaseError, ConfigError):
-        raise
-    except UNSETTLED as error:
-        report.failed.append({"kind": batch.kind, "id": id, "error": f"{type(error).__name__}: {error}"})
+    """Take row by row, so that a damaged account stops nobody else's."""
+    for id, facts in groups:
+        try:
+            report.changed += taker(facts)
+        except (DatabaseError, ConfigError):
+            raise
+        except UNSETTLED as error:
+            report.failed.append({"kind": kind, "id": id, "error": f"{type(error).__name__}: {error}"})

@@ -19,8 +19,10 @@ from polarcredits.facts import CustomerFact, DisputeFact, Fact, OrderFact, Refun
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, moment
 from polarcredits.ledger.facts import KINDS, customers_of, observed, owner_of_customer, record
+from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.ingest import apply_facts, stamp
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.reconcile import settle
 from polarcredits.periods import format_time, to_micros
 from polarcredits.userids import PLACEHOLDER
 
@@ -133,9 +135,10 @@ def _known_users(connection: Connection, facts: Sequence[Fact]) -> set[str]:
 
 def _credits(ledger: Ledger, connection: Connection, user: str, call: Call) -> State | None:
     try:
-        settled = ledger.view(connection, user, call.now if call.explicit else None)
+        account = account_of(connection, user)
     except UnknownUser:
         return None
+    settled = settle(connection, ledger.catalog, account, call, lock=False)
     return {
         "plan": settled.entitled.plan,
         "status": "closed" if settled.account.closed else settled.entitled.status,

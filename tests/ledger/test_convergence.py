@@ -230,8 +230,9 @@ def story(name: str) -> tuple[Story, list[dict[str, object]], datetime]:
         events += life.plan_change("max", datetime(2027, 4, 16, tzinfo=UTC))
         events += life.plan_change("pro", datetime(2027, 4, 18, tzinfo=UTC))
         events += life.renewal(renewed)
+    elif name == "upgrade":
+        events += life.plan_change("max", datetime(2027, 4, 16, tzinfo=UTC))
     elif name == "rollover":
-        events = Story("ida", at=start).purchase("max")
         life = Story("ida", at=start)
         events = life.purchase("max")
         events += life.renewal(renewed)
@@ -265,6 +266,8 @@ def story(name: str) -> tuple[Story, list[dict[str, object]], datetime]:
         ("trial", "pro", 6000),
         # 5,000 + ⌊15,000 × 15/30⌋ = 12,500, cut to 5,000; nothing was spent, so May is whole.
         ("upgrade and downgrade", "pro", 6000),
+        # 1,000 + 5,000 + ⌊15,000 × 15/30⌋
+        ("upgrade", "max", 13500),
         # 20,000 and at most 2,500 of April's 20,000.
         ("rollover", "max", 23500),
         # 500 of 2,000 stay refunded: 5,000 - 1,250. The 300 failed later.
