@@ -86,18 +86,20 @@ class PolarApi:
         """Yield all rows of a kind, oldest first.
 
         Pages are numbers on a list that moves while it is read: a row that comes twice is left
-        out, and where fewer came than there are, the list is read again.
+        out, and a list that changed its length, or of which too few rows came, is read again.
         """
         path, order = _LISTS[kind]
         for _ in range(_PASSES):
-            came = total = 0
+            came = 0
+            totals: set[int] = set()
             before: set[Any] = set()
             for page in self._pages(path, {"sorting": [order], **filters}):
                 fresh = tuple(row for row in page.rows if row.get("id") not in before)
                 before = {row.get("id") for row in page.rows}
-                came, total = came + len(fresh), page.total
+                came += len(fresh)
+                totals.add(page.total)
                 yield Page(rows=fresh, as_of=page.as_of, total=page.total)
-            if came >= total:
+            if len(totals) == 1 and came >= max(totals):
                 return
 
     def newest(self, kind: Kind, since: datetime, **filters: Any) -> Iterator[Page]:

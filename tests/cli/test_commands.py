@@ -6,7 +6,6 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,9 @@ import pytest
 
 from polarcredits import __version__
 from polarcredits.cli import main
-from tests.webhooks.recordings import SECRET
+from tests.cli.conftest import Run
 
 DELIVERIES = Path(__file__).parent.parent / "deliveries"
-PRO = "e5e52250-8ea2-4e30-b1ae-60bd1c83e7b6"
-Run = Callable[..., tuple[int, Any]]
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the settings of the recordings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("POLARCREDITS_DATABASE_URL", f"sqlite:///{tmp_path / 'credits.db'}")
-    monkeypatch.setenv("POLAR_WEBHOOK_SECRET", SECRET)
-    monkeypatch.setenv("POLAR_PRO_PRODUCT_ID", PRO)
-    monkeypatch.delenv("POLAR_ENVIRONMENT", raising=False)
-    return tmp_path / "credits.db"
-
-
-@pytest.fixture
-def run(database: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command with --json; return its exit code and document."""
-
-    def run(*arguments: str) -> tuple[int, Any]:
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments[:1], "--json", *arguments[1:]])
-        code = ended.value.code
-        assert isinstance(code, int)
-        return code, json.loads(capsys.readouterr().out)
-
-    return run
 
 
 def rows(database: Path) -> list[tuple[object, ...]]:

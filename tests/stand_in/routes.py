@@ -131,7 +131,9 @@ def _by_external_id(state: State, ids: list[str], query: Query, body: Document) 
 
 def _create_customer(state: State, ids: list[str], query: Query, body: Document) -> Document:
     for key in ("email", "external_id"):
-        if body.get(key) and any(each[key] == body[key] for each in state.all("customer")):
+        given = str(body.get(key) or "").lower() if key == "email" else body.get(key)
+        taken = [(each[key] or "").lower() if key == "email" else each[key] for each in state.all("customer")]
+        if given and given in taken:
             raise Refused(["body", key], f"A customer with this {key} already exists.")
     return state.add_customer(body["email"], body.get("external_id"), body.get("name"))
 

@@ -95,6 +95,11 @@ class PolarStandIn:
                     return each
         return None
 
+    def behave(self) -> None:
+        """Be honest again."""
+        with self.lock:
+            self._misbehaviours.clear()
+
     def count(self, kind: str) -> int:
         """Return how many objects of a kind there are."""
         return len(self.state.all(kind))
@@ -141,16 +146,12 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             )
             if status:
                 self._send(status, raw, rude)
+            else:
+                self._break_off(rude.kind if rude else "")
 
         def _misbehaved(self, rude: Misbehaviour, status: int, document: Any) -> tuple[int, bytes]:
             """Return the rude answer; status 0 where there is none."""
-            if rude.kind == "timeout":
-                polar.stopping.wait(rude.detail.get("seconds", 30))
-                self.close_connection = True
-                return 0, b""
-            if rude.kind == "cut":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
-                self.close_connection = True
+            if rude.kind in ("timeout", "cut"):
                 return 0, b""
             if rude.kind in _TWISTS:
                 return status, json.dumps(_TWISTS[rude.kind](document)).encode()
@@ -167,6 +168,14 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
                 "403": (403, b'{"error": "insufficient_scope", "detail": "Missing scope"}'),
             }
             return fixed[rude.kind]
+
+        def _break_off(self, kind: str) -> None:
+            """Never answer, or stop in the middle."""
+            if kind == "timeout":
+                polar.stopping.wait(30)
+            else:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+            self.close_connection = True
 
         def _send(self, status: int, raw: bytes, rude: Misbehaviour | None) -> None:
             self.send_response(status)
