@@ -9,8 +9,9 @@ from polarcredits.polar_api import API_VERSION, PolarApi
 from polarcredits.polar_values import Endpoint
 from polarcredits.webhooks.payloads import KNOWN_TYPES
 
-EVENTS = tuple(sorted(KNOWN_TYPES - {"customer.state_changed"}))
-"""What an endpoint must send; `customer.state_changed` only repeats what other events say."""
+EVENTS = tuple(sorted(KNOWN_TYPES - {"customer.state_changed", "subscription.migrated"}))
+"""What an endpoint must send. The other two only repeat what comes with them, and not every server
+has `subscription.migrated`."""
 
 
 def register(polar: PolarApi, url: str, events: Sequence[str] | None = None) -> Endpoint:

@@ -13,6 +13,7 @@ import adaptix
 from polar.base import PolarDeserializationError, deserialize
 from polar.v2026_10 import inputs, outputs
 
+NOBODY = "00000000-0000-4000-8000-000000000000"
 _STRICT = adaptix.Retort(recipe=[adaptix.name_mapping(extra_in=adaptix.ExtraForbid())])
 
 
@@ -23,7 +24,7 @@ def complete(partial: Mapping[str, Any], model: Any) -> dict[str, Any]:
         if field.name in whole:
             whole[field.name] = _inner(whole[field.name], hint)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            whole[field.name] = _empty(hint)
+            whole[field.name] = _named(field.name, _empty(hint))
     return whole
 
 
@@ -76,13 +77,22 @@ def _inner(value: Any, hint: Any) -> Any:
     models = [each for each in _options(hint) if dataclasses.is_dataclass(each)]
     if isinstance(value, dict) and len(models) == 1:
         return complete(value, models[0])
-    if isinstance(value, dict) and models:
+    if isinstance(value, dict) and models and problem(value, hint) is not None:
         fitting = (each for each in map(functools.partial(complete, value), models))
         return next((each for each in fitting if problem(each, hint) is None), value)
     lists = [each for each in _options(hint) if typing.get_origin(each) is list]
     if isinstance(value, list) and lists:
         return [_inner(each, typing.get_args(lists[0])[0]) for each in value]
     return value
+
+
+def _named(name: str, empty: Any) -> Any:
+    """Return what an empty text is called for: a time, an id or nothing."""
+    if empty != "":
+        return empty
+    if name.endswith("_at"):
+        return "2026-01-01T00:00:00Z"
+    return NOBODY if name == "id" or name.endswith("_id") else ""
 
 
 def _empty(hint: Any) -> Any:

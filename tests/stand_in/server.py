@@ -48,7 +48,8 @@ class PolarStandIn:
 
     def __init__(self, *, now: datetime | None = None) -> None:
         self.state = State(now)
-        self.state.put("organization", {"id": self.state.organization_id, "name": "Stand-in"})
+        organization = {"id": self.state.organization_id, "name": "Stand-in", "embed_hosts_enforced": False}
+        self.state.put("organization", organization)
         self.exchanges: list[Exchange] = []
         self.faults: list[str] = []
         self.lock = threading.RLock()
