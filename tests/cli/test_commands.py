@@ -285,6 +285,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     for arguments, wanted in (
         (["--help"], "[]"),
         (["credits", "show", "--help"], "[]"),
+        (["checkout", "--help"], "[]"),
+        (["webhooks", "register", "--help"], "[]"),
         (["--database", "sqlite:///x.db", "credits", "show", "nobody"], "polar"),
     ):
         done = subprocess.run(
