@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
+from polarcredits.errors import PolarUnavailable
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.polar_api import PolarApi
 from polarcredits.polar_transport import Transport
 from polarcredits.refill import refill
 from polarcredits.sync import SyncReport, sync
+from polarcredits.webhooks.fixtures import Story
 from polarcredits.webhooks.inbox import Inbox
 from polarcredits.webhooks.reading import Element, StoredDelivery
 from tests.ledger.test_convergence import catalog, outcome, recorded, story
@@ -23,7 +26,7 @@ from tests.stand_in.server import TOKEN, PolarStandIn
 from tests.webhooks.recordings import SECRET
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
-SUBSETS = 25
+SUBSETS = 12
 STORIES = {
     "user_alice": ("alice-purchase", "alice-two-renewals"),
     "user_chloe": ("chloe-purchase-precreated-customer-vat",),
@@ -121,3 +124,90 @@ def test_stories_come_back(name: str, opened: Ledger, polar: PolarStandIn, api: 
             sync(ledger, api, environment="sandbox", at=now)
             assert verify(ledger).problems == []
             assert outcome(ledger, "ida", now) == whole, (trial, [each["type"] for each in seen])
+
+
+def test_an_old_order_embeds_the_subscription_of_today(
+    opened: Ledger, polar: PolarStandIn, api: PolarApi
+) -> None:
+    """April's order, read in May, shows May's period: it opens April's all the same (§1.2).
+
+    May's own charge failed, so that May is not granted; whoever took the embedded period for the
+    order's own would grant it.
+    """
+    life = Story("ida", at=datetime(2027, 4, 1, tzinfo=UTC))
+    events = life.purchase("pro") + life.past_due(datetime(2027, 5, 1, tzinfo=UTC))
+    now = life.now + timedelta(hours=3)
+    polar.state.clock = now
+    polar.state.load_payloads(events)
+    for order in polar.state.objects["order"].values():
+        for item in order["items"]:
+            item |= {"start_timestamp": None, "end_timestamp": None}
+    with opened.rehearse() as ledger:
+        sync(ledger, api, environment="sandbox", at=now)
+        assert outcome(ledger, "ida", now)[:3] == ("pro", "past_due", 1000)
+        feed(ledger, events, now)
+        assert outcome(ledger, "ida", now)[:3] == ("pro", "past_due", 1000)
+
+
+def test_the_local_clock_dates_nothing(opened: Ledger, polar: PolarStandIn, api: PolarApi) -> None:
+    """With Polar's clock an hour behind ours, an event of half an hour ago is newer than a reading."""
+    now = datetime.now(UTC)
+    life = Story("ida", at=now - timedelta(days=2))
+    bought = life.purchase("pro")
+    polar.state.clock = now - timedelta(hours=1)
+    polar.state.load_payloads(bought)
+    revoked = life.revoke(now - timedelta(minutes=30))
+    with opened.rehearse() as ledger:
+        feed(ledger, bought + revoked, now)
+        sync(ledger, api, environment="sandbox", at=now)
+        assert outcome(ledger, "ida", now)[:3] == ("free", None, 1000)
+
+
+def test_an_interrupted_run_goes_on(opened: Ledger, polar: PolarStandIn, api: PolarApi) -> None:
+    """What was taken before Polar went away stays; the next run makes it whole."""
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    for number in range(150):
+        life = Story(f"user-{number}", at=start, seed=str(number))
+        life.purchase("pro")
+        polar.state.load_story(life)
+    with opened.rehearse() as ledger:
+        polar.misbehave("500", times=4, path="orders/?sorting=created_at&page=2")
+        with pytest.raises(PolarUnavailable):
+            sync(ledger, api, environment="sandbox", at=NOW)
+        report = synced(ledger, api)
+        assert report.checked["orders"] == 150
+        assert {outcome(ledger, f"user-{n}", NOW)[:3] for n in range(150)} == {("pro", "active", 6000)}
+        assert synced(ledger, api).changed == []
+
+
+def test_a_damaged_row_stops_nobody(opened: Ledger, polar: PolarStandIn, api: PolarApi) -> None:
+    """A row that cannot be read is reported; the others are taken."""
+    for number in range(3):
+        life = Story(f"user-{number}", at=datetime(2026, 11, 1, tzinfo=UTC), seed=str(number))
+        life.purchase("pro")
+        polar.state.load_story(life)
+    broken = next(iter(polar.state.objects["order"].values()))
+    broken["id"] = ""
+    with opened.rehearse() as ledger:
+        report = sync(ledger, api, environment="sandbox", at=NOW)
+        assert [each["kind"] for each in report.failed] == ["order"]
+        assert {outcome(ledger, f"user-{n}", NOW)[2] for n in range(3)} == {6000}
+
+
+def test_a_reading_between_two_equal_ones_is_not_kept(
+    opened: Ledger, polar: PolarStandIn, api: PolarApi
+) -> None:
+    """Reading daily does not fill the database; the first and the last reading stay."""
+    life = Story("ida", at=datetime(2026, 11, 1, tzinfo=UTC))
+    life.purchase("pro")
+    polar.state.load_story(life)
+    with opened.rehearse() as ledger:
+        counts = []
+        for _ in range(6):
+            synced(ledger, api)
+            polar.state.clock = polar.state.now() + timedelta(days=1)
+            counts.append(
+                ledger.reading(lambda c: c.execute(text("SELECT count(*) FROM observations")).scalar())
+            )
+        assert counts[1] == counts[-1]
+        assert outcome(ledger, "ida", NOW)[2] == 6000

@@ -7,8 +7,9 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 
 from polarcredits.webhooks.endpoints import EVENTS
 from polarcredits.webhooks.fixtures import Story
+from polarcredits.webhooks.signature import Delivery, verify
 from tests.cli.conftest import PRO, Run
 from tests.stand_in.server import TOKEN, PolarStandIn
+from tests.webhooks.recordings import SECRET
 
 STRANGE = "a/b?c#d é"
 ANN = ("--user", "ann", "--email", "ann@example.com")
@@ -491,3 +494,115 @@ def test_the_token_is_never_shown(polar: PolarStandIn, run: Run, database: Path)
     for folder, _, files in os.walk(database.parent):
         for name in files:
             assert TOKEN.encode() not in (Path(folder) / name).read_bytes()
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[Delivery], list[int]]]:
+    """A server that verifies what is sent to it; it answers the codes in the list first, then 202."""
+    taken: list[Delivery] = []
+    codes: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["content-length"]))
+            code = codes.pop(0) if codes else 202
+            if code == 202:
+                now = datetime.now(UTC)
+                taken.append(verify(raw, dict(self.headers.items()), [SECRET], now=now))
+            body = b'{"status": "applied"}'
+            self.send_response(code)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/webhooks/polar", taken, codes
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+Receiver = tuple[str, list[Delivery], list[int]]
+
+
+def test_trigger_to_another_server(receiver: Receiver, run: Run) -> None:
+    """Freshly signed with the configured secret; nothing is booked here."""
+    url, taken, _ = receiver
+    code, told = run("webhooks", "trigger", "purchase", "--user", "ann", "--to", url)
+    assert (code, told["applied"]) == (0, len(taken))
+    assert taken[-1].type == "order.updated"
+    assert run("credits", "list")[1] == {"users": []}
+
+
+def test_replay_to_another_server(receiver: Receiver, run: Run) -> None:
+    """The stored bytes under their own ids; a server that is away for a moment is asked again."""
+    url, taken, codes = receiver
+    run("webhooks", "trigger", "purchase", "--user", "ann")
+    stored = run("webhooks", "list")[1]["events"]
+    codes += [503, 500]
+    code, told = run("webhooks", "replay", "--all", "--to", url)
+    assert (code, told["applied"], told["failed"]) == (0, len(stored), 0)
+    assert [each.id for each in taken] == [each["id"] for each in reversed(stored)]
+    codes += [401]
+    code, told = run("webhooks", "replay", stored[0]["id"], "--to", url)
+    assert (code, told["refused"]) == (9, 1)
+    assert "401" in told["events"][0]["error"]
+
+
+def test_sending_needs_a_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one nothing can be signed: exit 7."""
+    monkeypatch.delenv("POLAR_WEBHOOK_SECRET")
+    code, told = run("webhooks", "trigger", "purchase", "--to", "http://127.0.0.1:9/")
+    assert (code, told["error"]["setting"]) == (7, "POLAR_WEBHOOK_SECRET")
+
+
+def test_a_pack_is_sold_again_and_again(polar: PolarStandIn, run: Run, database: Path) -> None:
+    """A subscriber may buy packs; a pack that is a subscription at Polar is refused."""
+    once = polar.state.add_product("Pack", interval=None)
+    (database.parent / "polarcredits.toml").write_text(
+        f'[packs.small]\ncredits = 1000\nproduct_ids = ["{once}"]\n'
+        f'[packs.wrong]\ncredits = 1\nproduct_ids = ["{PRO}"]\n'
+    )
+    for _ in range(2):
+        code, told = run("checkout", "--pack", "small", *ANN)
+        assert (code, told["pack"], told["plan"]) == (0, "small", None)
+        polar.state.pay(told["id"])
+    run("sync", "ann")
+    assert run("credits", "show", "ann")[1]["balance"] == 3000
+    code, told = run("checkout", "--pack", "wrong", *ANN)
+    assert (code, told["error"]["code"]) == (7, "config")
+
+
+def test_doctor_looks_into_the_database(run: Run, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed events, an idle cron, broken laws, two users for one purchase, another environment."""
+
+    def found() -> set[str]:
+        checks = run("doctor", "--offline")[1]["checks"]
+        return {each["name"] for each in checks if each["status"] != "ok"} - {"POLAR_ACCESS_TOKEN"}
+
+    run("webhooks", "trigger", "purchase", "--user", "ann")
+    assert found() == set()
+
+    def change(sql: str) -> None:
+        with sqlite3.connect(database) as connection:
+            connection.execute(sql)
+        connection.close()
+
+    change("UPDATE webhook_events SET status = 'failed' WHERE type = 'order.paid'")
+    assert found() == {"events"}
+    change("UPDATE webhook_events SET status = 'applied'")
+    change("UPDATE credit_balances SET next_due_at = 1")
+    assert found() == {"refill"}
+    run("refill")
+    change("UPDATE credit_balances SET balance = balance + 1")
+    assert found() == {"ledger"}
+    change("UPDATE credit_balances SET balance = balance - 1")
+    change("UPDATE payments SET user_id = 'bob'")
+    assert found() == {"identity"}
+    monkeypatch.setenv("POLAR_ENVIRONMENT", "production")
+    assert "database" in found()
