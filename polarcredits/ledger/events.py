@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from sqlalchemy import Connection, Row, select, update
 
@@ -19,6 +19,7 @@ from polarcredits.ledger.ingest import apply_facts, stamp
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import from_micros, to_micros
 
+T = TypeVar("T")
 EventStatus = Literal["applied", "ignored", "failed"]
 
 
@@ -49,6 +50,10 @@ class EventStore:
     def __init__(self, ledger: Ledger, environment: str) -> None:
         self._ledger = ledger
         self._environment = environment
+
+    def together(self, work: Callable[[Ledger], T]) -> T:
+        """Run *work* with a ledger whose every operation is part of one transaction."""
+        return self._ledger.in_transaction(lambda connection: work(self._ledger.using(connection)))
 
     def find(self, id: str) -> EventRow | None:
         """Return a stored event."""

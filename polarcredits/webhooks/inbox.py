@@ -94,6 +94,19 @@ class Inbox:
         )
         return self._apply(row, delivery.payload, now=now, new=True)
 
+    def take_many(self, deliveries: Sequence[Delivery], *, now: datetime) -> list[Outcome]:
+        """Store and apply verified deliveries in one transaction; each has its own outcome, in order.
+
+        One that cannot be applied is kept as failed and undoes no other. Raises DatabaseError or
+        ConfigError for all of them: then none was stored.
+        """
+
+        def work(ledger: Ledger) -> list[Outcome]:
+            joined = Inbox(ledger, environment=self._environment, secrets=self._secrets)
+            return [joined.take(delivery, now=now) for delivery in deliveries]
+
+        return self._store.together(work)
+
     def known(self, id: str) -> Outcome | None:
         """Return what became of an event that is stored, as a duplicate."""
         row = self._store.find(id)
