@@ -167,11 +167,13 @@ def _insert(dialect: str, table: Table) -> Any:
     return postgresql.insert(table)
 
 
-def upsert_all(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, object]]) -> None:
+def upsert_all(
+    connection: Connection, table: Table, key: tuple[str, ...], rows: Sequence[Mapping[str, object]]
+) -> None:
     """Insert or update rows by their *key*, all with the same columns; columns not given stay."""
     if rows:
-        columns = tuple(name for name in rows[0] if name != key)
-        connection.execute(_upsert(connection.dialect.name, table, (key,), columns), rows)
+        columns = tuple(sorted(rows[0].keys() - set(key)))
+        connection.execute(_upsert(connection.dialect.name, table, key, columns), rows)
 
 
 @cache
