@@ -106,13 +106,18 @@ def failures() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _AGAIN:
+        if may_succeed_again(error):
             raise
         raise named(error) from error
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
     except exc.TimeoutError as error:
         raise DatabaseBusy("No database connection became free in time; try again.") from error
+
+
+def may_succeed_again(error: Exception) -> bool:
+    """Say whether what failed only lost a race, and is to be run again, whole."""
+    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
 
 
 def named(error: exc.DBAPIError) -> DatabaseError:

@@ -7,11 +7,11 @@ up to: see `known`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, bindparam, func, select, text, tuple_
+from sqlalchemy import Connection, bindparam, select, text, tuple_
 
 from polarcredits.billing import rank
 from polarcredits.facts import (
@@ -101,17 +101,16 @@ def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator
             yield row.object_id, Mark(row.as_of, row.digest), read(row.fields)
 
 
-def all_known(connection: Connection, told: Sequence[Observation]) -> bool:
-    """Say whether every one of these observations is stored."""
+def unknown(connection: Connection, told: Iterable[Observation]) -> set[tuple[str, str, int, str]]:
+    """Return which of these observations are not stored: kind, object, as-of, digest."""
+    missing = {(each.kind, each.object, *each.mark) for each in told}
     o = t.observations.c
-    marks = {(each.kind, each.object, *each.mark) for each in told}
-    wanted = sorted(marks)
-    for at in range(0, len(wanted), 200):
-        some = wanted[at : at + 200]
-        there = tuple_(o.kind, o.object_id, o.as_of, o.digest).in_(some)
-        if connection.execute(select(func.count()).where(there)).scalar_one() < len(some):
-            return False
-    return True
+    columns = (o.kind, o.object_id, o.as_of, o.digest)
+    wanted = sorted(missing)
+    for at in range(0, len(wanted), 500):
+        there = tuple_(*columns).in_(wanted[at : at + 500])
+        missing.difference_update(tuple(row) for row in connection.execute(select(*columns).where(there)))
+    return missing
 
 
 def named_user(history: Iterable[SubscriptionFact | OrderFact]) -> str | None:
