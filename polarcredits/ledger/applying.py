@@ -61,15 +61,16 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What became of an event."""
+class Outcome:
+    """What became of an event, or of something that was to be one."""
 
-    id: str
+    id: str | None
     type: str | None
     status: str
-    user: str | None
-    error: str | None
+    """`applied`, `ignored`, `failed` or `refused`."""
     duplicate: bool = False
+    user: str | None = None
+    error: str | None = None
 
 
 class Applier:
@@ -79,16 +80,16 @@ class Applier:
         self._ledger = ledger
         self._environment = environment
 
-    def take(self, events: Sequence[Told], *, now: datetime) -> list[Result]:
+    def take(self, events: Sequence[Told], *, now: datetime) -> list[Outcome]:
         """Store and apply new events, each once; return what became of each, in their order."""
 
-        def work(connection: Connection) -> list[Result]:
+        def work(connection: Connection) -> list[Outcome]:
             first: dict[str, Told] = {}
             for each in events:
                 first.setdefault(each.event.id, each)
             lock_names(connection, first)
             results = {
-                row.id: Result(
+                row.id: Outcome(
                     id=row.id,
                     type=row.type,
                     status=row.status,
@@ -105,29 +106,28 @@ class Applier:
 
         return self._ledger.in_transaction(work)
 
-    def again(self, events: Sequence[Told], *, now: datetime) -> list[Result]:
+    def again(self, events: Sequence[Told], *, now: datetime) -> list[Outcome]:
         """Apply stored events once more: one that tells nothing new changes nothing but its attempts."""
 
-        def work(connection: Connection) -> list[Result]:
+        def work(connection: Connection) -> list[Outcome]:
             return self._again(connection, events, now)
 
         return self._ledger.in_transaction(work)
 
-    def due_again(self, read: Callable[[EventRow], Told], *, now: datetime, most: int) -> list[Result]:
+    def due_again(self, read: Callable[[EventRow], Told], *, now: datetime, most: int) -> list[Outcome]:
         """Apply the failed events whose time has come."""
 
-        def work(connection: Connection) -> list[Result]:
+        def work(connection: Connection) -> list[Outcome]:
             return self._again(connection, [read(event) for event in due(connection, now, most)], now)
 
         return self._ledger.in_transaction(work)
 
-    def _again(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[Result]:
-        lock_names(connection, {each.event.id for each in events})
+    def _again(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[Outcome]:
         news = unknown(connection, [observation for each in events for observation in each.told])
         quiet: dict[str, EventRow] = {}
         rest: list[Told] = []
         for each in events:
-            new = any((one.kind, one.object, *one.mark) in news for one in each.told)
+            new = bool(news) and any(one.stored in news for one in each.told)
             if new or each.event.status == "failed" or each.event.status != each.before:
                 rest.append(each)
             else:
@@ -145,7 +145,7 @@ class Applier:
             stamp(connection, self._environment)
         telling = [each for each in events if each.told]
         applied = {event.id: event for event in self._apply_some(connection, telling, now)}
-        return [applied.get(each.event.id) or _tried(each.event, now) for each in events]
+        return [applied.get(each.event.id) or _tried(each, each.event, now) for each in events]
 
     def _apply_some(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[EventRow]:
         if not events:
@@ -160,12 +160,12 @@ class Applier:
                 raise
             if len(events) == 1:
                 failed = replace(events[0].event, status="failed", error=why(error))
-                return [_tried(failed, now)]
+                return [_tried(events[0], failed, now)]
             half = len(events) // 2
             some = self._apply_some(connection, events[:half], now)
             return some + self._apply_some(connection, events[half:], now)
         return [
-            replace(each.event, user=next(iter(users), None))
+            replace(each.event, user=next(iter(users), None), next_attempt_at=None)
             for each, users in zip(events, touched, strict=True)
         ]
 
@@ -182,9 +182,10 @@ def _news(events: Sequence[Told], now: datetime) -> list[News]:
     ]
 
 
-def _tried(event: EventRow, now: datetime) -> EventRow:
+def _tried(told: Told, event: EventRow, now: datetime) -> EventRow:
     """Return an event with the time of its next attempt, which only a failed one has."""
-    again = next_attempt(event.attempts, now) if event.status == "failed" else None
+    attempts = event.attempts + (told.before is not None)
+    again = next_attempt(attempts, now) if event.status == "failed" else None
     return replace(event, next_attempt_at=again)
 
 
@@ -198,11 +199,11 @@ def _changes(event: EventRow) -> dict[str, Any]:
     }
 
 
-def _result(event: EventRow) -> Result:
-    return Result(id=event.id, type=event.type, status=event.status, user=event.user, error=event.error)
+def _result(event: EventRow) -> Outcome:
+    return Outcome(id=event.id, type=event.type, status=event.status, user=event.user, error=event.error)
 
 
-def _in_order(events: Sequence[Told], results: Mapping[str, Result]) -> list[Result]:
+def _in_order(events: Sequence[Told], results: Mapping[str, Outcome]) -> list[Outcome]:
     """Return each event's result; one that comes twice is a duplicate of itself."""
     seen: set[str] = set()
     ordered = []

@@ -132,7 +132,7 @@ def in_order(ledger: Ledger, wanted: Wanted, size: int) -> Iterator[list[EventRo
 
 
 def _read(ledger: Ledger, query: Select[Any]) -> list[EventRow]:
-    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query)])
+    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query).all()])
 
 
 def due(connection: Connection, now: datetime, most: int) -> list[EventRow]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, bindparam, select, text, tuple_
+from sqlalchemy import Connection, bindparam, select, text
 
 from polarcredits.billing import rank
 from polarcredits.facts import (
@@ -38,6 +38,10 @@ _TYPES = {name: kind for kind, name in KINDS.items()}
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS}
 
 
+Stored = tuple[str, str, int, str]
+"""Kind, object, as-of and digest: what the row of an observation is known by."""
+
+
 class Mark(NamedTuple):
     """What tells the observations of one object apart."""
 
@@ -58,6 +62,11 @@ class Observation(NamedTuple):
     def key(self) -> tuple[str, str]:
         """The object's kind and id."""
         return self.kind, self.object
+
+    @property
+    def stored(self) -> Stored:
+        """What its row is known by."""
+        return (self.kind, self.object, *self.mark)
 
     def row(self) -> dict[str, Any]:
         """Return the row of `observations`."""
@@ -101,16 +110,23 @@ def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator
             yield row.object_id, Mark(row.as_of, row.digest), read(row.fields)
 
 
-def unknown(connection: Connection, told: Iterable[Observation]) -> set[tuple[str, str, int, str]]:
-    """Return which of these observations are not stored: kind, object, as-of, digest."""
-    missing = {(each.kind, each.object, *each.mark) for each in told}
-    o = t.observations.c
-    columns = (o.kind, o.object_id, o.as_of, o.digest)
-    wanted = sorted(missing)
+def unknown(connection: Connection, told: Iterable[Observation]) -> set[Stored]:
+    """Return which of these observations are not stored."""
+    wanted = list({each.stored for each in told})
+    missing: set[Stored] = set()
+    mark = "(?,?,?,?)" if connection.dialect.name == "sqlite" else "(%s,%s,%s,%s)"
     for at in range(0, len(wanted), 500):
-        there = tuple_(*columns).in_(wanted[at : at + 500])
-        missing.difference_update(tuple(row) for row in connection.execute(select(*columns).where(there)))
+        some = wanted[at : at + 500]
+        there = f"({_NAMES}) IN (VALUES {','.join([mark] * len(some))})"
+        values = tuple(value for stored in some for value in stored)
+        counted = connection.exec_driver_sql(f"SELECT count(*) FROM observations WHERE {there}", values)
+        if counted.scalar_one() < len(some):
+            found = connection.exec_driver_sql(f"SELECT {_NAMES} FROM observations WHERE {there}", values)
+            missing |= set(some).difference(map(tuple, found))
     return missing
+
+
+_NAMES = "kind, object_id, as_of, digest"
 
 
 def named_user(history: Iterable[SubscriptionFact | OrderFact]) -> str | None:
