@@ -1,0 +1,1 @@
+"""Benchmarks: one program a row of the table; run and read, never asserted."""
