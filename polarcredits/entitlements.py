@@ -38,8 +38,14 @@ class Entitlements:
     plan: str
     status: str | None = None
     desired: list[Desired] = field(default_factory=list)
+    upcoming: list[Desired] = field(default_factory=list)
+    """Grants that will be desired once they have begun, in that order."""
     subscriptions: list[Shown] = field(default_factory=list)
     next_change_at: datetime | None = None
+    turns_at: datetime | None = None
+    """When something but the start or expiry of a grant changes: a plan ends, a delay is over."""
+    frozen: bool = True
+    """Whether the terms of all this are written down, so that no edit of the catalog changes it."""
     refills: list[Refill] = field(default_factory=list)
     """The next allowance of each subscription, the soonest first."""
     new_terms: dict[tuple[str, str], Terms] = field(default_factory=dict)
@@ -77,16 +83,18 @@ def entitlements(
         changes += lives.changes
         refill = lives.next_refill(now)
         result.refills += [refill] if refill else []
+    result.turns_at = min((time for time in changes if time > now), default=None)
     everything += _packs(facts, book)
     once = _once(everything)
     for grant in once:
         changes.append(grant.effective_at)
         changes += [grant.expires_at] if grant.expires_at else []
     result.desired = [grant for grant in once if grant.effective_at <= now]
+    result.upcoming = [grant for grant in once if grant.effective_at > now]
     result.next_change_at = min((time for time in changes if time > now), default=None)
     result.refills.sort(key=lambda refill: (refill.at, refill.plan))
     _show(result, facts, catalog, now)
-    result.new_terms, result.unknown_products = book.new, book.unknown
+    result.new_terms, result.unknown_products, result.frozen = book.new, book.unknown, book.frozen
     return result
 
 

@@ -18,8 +18,6 @@ from polarcredits.ledger import tables as t
 from polarcredits.lots import Draw, EntryType, Lot, spread
 from polarcredits.periods import from_micros, to_micros
 
-FOREVER = 2**62
-
 
 @dataclass(frozen=True, slots=True)
 class Call:

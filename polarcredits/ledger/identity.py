@@ -10,12 +10,12 @@ from sqlalchemy import Connection, select, update
 from polarcredits.credits import Carry
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import FOREVER, Call, LoadedAccount, load
+from polarcredits.ledger.account import Call, LoadedAccount, load
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import assign_owners, owner_of_customer
 from polarcredits.ledger.reconcile import Settled, true_at, write
 from polarcredits.lots import Lot
-from polarcredits.periods import to_micros
+from polarcredits.periods import FOREVER, to_micros
 from polarcredits.plans import Catalog
 from polarcredits.userids import PLACEHOLDER
 

@@ -19,7 +19,6 @@ from polarcredits.entitlements import AccountFacts, Entitlements, entitlements
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import (
-    FOREVER,
     NO_DETAILS,
     Call,
     Details,
@@ -28,8 +27,10 @@ from polarcredits.ledger.account import (
 )
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import account_facts, is_closed
+from polarcredits.ledger.outlooks import write_outlook
 from polarcredits.lots import Lot
-from polarcredits.periods import format_time, from_micros, to_micros
+from polarcredits.outlook import foresee
+from polarcredits.periods import FOREVER, format_time, from_micros, to_micros
 from polarcredits.plans import Catalog
 from polarcredits.terms import Terms
 
@@ -128,6 +129,8 @@ def write(connection: Connection, settled: Settled, call: Call) -> None:
         a = t.accounts.c
         connection.execute(update(t.accounts).where(a.id == account.id).values(plan=entitled.plan))
         account.plan = entitled.plan
+    if account.next_due_at < FOREVER:
+        write_outlook(connection, account.id, foresee(account.book, settled.facts, entitled, settled.now))
 
 
 def lapse(account: LoadedAccount, now: datetime) -> None:

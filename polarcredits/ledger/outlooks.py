@@ -1,0 +1,38 @@
+"""Outlooks in the database: what was foreseen for each account when it was written (docs/rules.md §4.3)."""
+
+from __future__ import annotations
+
+import json
+
+from sqlalchemy import Connection, delete
+
+from polarcredits.ledger import tables as t
+from polarcredits.ledger.database import upsert
+from polarcredits.outlook import Outlook
+
+RULES = 1
+"""Which rules outlooks are foreseen by; raise it with every change of what reconcile would do."""
+
+
+def write_outlook(connection: Connection, account: int, outlook: Outlook | None) -> None:
+    """Replace what was foreseen for an account."""
+    if outlook is None:
+        connection.execute(delete(t.outlooks).where(t.outlooks.c.account_id == account))
+        return
+    run = outlook.run
+    upsert(
+        connection,
+        t.outlooks,
+        {"account_id": account},
+        rules=RULES,
+        until=outlook.until,
+        product_id=outlook.product_id,
+        prefix=run and run.prefix,
+        first_index=run and run.first_index,
+        bounds=run and json.dumps(run.bounds, separators=(",", ":")),
+        expires_at=run and run.expires_at,
+        plan=run and run.plan,
+        credits=run and run.credits,
+        clawback=run and run.clawback,
+        subscription_id=run and run.subscription_id,
+    )
