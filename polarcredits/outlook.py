@@ -30,11 +30,11 @@ LONGEST_RUN = 32
 class Run(NamedTuple):
     """Allowances of one billing period that follow each other and differ in nothing but their time."""
 
+    bounds: Sequence[int]
+    """Where each begins, then where the last one ends."""
     prefix: str
     """Their natural keys without the index."""
     first_index: int
-    bounds: Sequence[int]
-    """Where each begins, then where the last one ends."""
     expires_at: int
     """When the last one expires; each other expires where the next begins."""
     plan: str
@@ -167,6 +167,7 @@ class Stake(NamedTuple):
     remaining: int
     effective_at: int
     expires_at: int | None
+    account: int
 
 
 class Entry(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from sqlalchemy import Connection, delete
 
 from polarcredits.ledger import tables as t
@@ -12,6 +10,11 @@ from polarcredits.outlook import Outlook
 
 RULES = 1
 """Which rules outlooks are foreseen by; raise it with every change of what reconcile would do."""
+
+
+def read_bounds(text: str) -> list[int]:
+    """Return the bounds of a run as they were written."""
+    return list(map(int, text.split(",")))
 
 
 def write_outlook(connection: Connection, account: int, outlook: Outlook | None) -> None:
@@ -29,7 +32,7 @@ def write_outlook(connection: Connection, account: int, outlook: Outlook | None)
         product_id=outlook.product_id,
         prefix=run and run.prefix,
         first_index=run and run.first_index,
-        bounds=run and json.dumps(run.bounds, separators=(",", ":")),
+        bounds=run and ",".join(map(str, run.bounds)),
         expires_at=run and run.expires_at,
         plan=run and run.plan,
         credits=run and run.credits,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, exc
 
 from polarcredits.ledger.account import Call
-from polarcredits.ledger.outlooks import RULES
+from polarcredits.ledger.database import named
+from polarcredits.ledger.outlooks import RULES, read_bounds
 from polarcredits.outlook import Begun, Outlook, Run, Stake, Standing, Steps, step
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
@@ -27,13 +28,13 @@ FROM credit_balances WHERE account_id {among} ORDER BY account_id {lock}
 _OUTLOOKS = """
 SELECT o.account_id, a.plan, b.closed,
  coalesce((SELECT min(c.deleted) FROM customers c WHERE c.external_id = a.user_id), 0),
- o.until, o.product_id, o.prefix, o.first_index, o.bounds, o.expires_at, o.plan, o.credits, o.clawback,
+ o.until, o.product_id, o.bounds, o.prefix, o.first_index, o.expires_at, o.plan, o.credits, o.clawback,
  o.subscription_id
 FROM outlooks o JOIN accounts a ON a.id = o.account_id JOIN credit_balances b ON b.account_id = o.account_id
 WHERE o.account_id {among} AND o.rules = {rules}
 """
 _STAKES = """
-SELECT account_id, id, source, key, used, remaining, effective_at, expires_at
+SELECT id, source, key, used, remaining, effective_at, expires_at, account_id
 FROM grants WHERE account_id {among} AND expired = 0 ORDER BY account_id, id
 """
 _WORDS = {
@@ -44,18 +45,21 @@ _WORDS = {
 
 def lock_standings(connection: Connection, accounts: Sequence[int]) -> list[Standing]:
     """Lock and return the balance rows of some accounts, by id, leaving out those in use."""
-    return [Standing(*row) for row in _read(connection, _LOCK, accounts)]
+    return list(map(Standing._make, _read(connection, _LOCK, accounts)))
 
 
 def take_steps(
     connection: Connection, catalog: Catalog, standings: Sequence[Standing], call: Call
 ) -> tuple[Steps, list[int]]:
-    """Make accounts (locked) true at `call.now` and write them; also return who was left alone."""
+    """Make accounts (locked) true at `call.now` and write them; also return who was left alone.
+
+    Raises DatabaseError where a row is in the way: then all of them are for reconcile.
+    """
     accounts = [standing.account for standing in standings]
     outlooks = _outlooks(connection, catalog, accounts)
     stakes = {
-        account: [Stake(*row[1:]) for row in rows]
-        for account, rows in groupby(_read(connection, _STAKES, list(outlooks)), itemgetter(0))
+        account: list(map(Stake._make, rows))
+        for account, rows in groupby(_read(connection, _STAKES, list(outlooks)), itemgetter(7))
     }
     steps, left, now = Steps(), [], to_micros(call.now)
     for standing in standings:
@@ -63,25 +67,21 @@ def take_steps(
         if outlook is None or not step(standing, outlook, stakes.get(standing.account, ()), now, steps):
             left.append(standing.account)
     try:
-        with connection.begin_nested():
-            _write(connection, steps, call)
-    except exc.IntegrityError:
-        return Steps(), accounts
+        _write(connection, steps, call)
+    except exc.IntegrityError as error:
+        raise named(error) from error
     return steps, left
 
 
 def _outlooks(connection: Connection, catalog: Catalog, accounts: Sequence[int]) -> dict[int, Outlook]:
     """Return the outlooks that still hold: the plan that shows and the closure are what was written."""
     plans = {product: plan.name for plan in catalog.plans for product in plan.product_ids}
-    found = {}
-    for account, plan, closed, deleted, until, product, *run in _read(connection, _OUTLOOKS, accounts):
-        if plan == plans.get(product, catalog.default_plan) and closed == deleted:
-            found[account] = Outlook(until, product, _run(*run) if run[0] is not None else None)
+    rows, found = _read(connection, _OUTLOOKS, accounts), {}
+    for account, shown, closed, deleted, until, product, bounds, *run in rows:
+        if shown == plans.get(product, catalog.default_plan) and closed == deleted:
+            described = Run(read_bounds(bounds), *run) if bounds else None
+            found[account] = Outlook(until, product, described)
     return found
-
-
-def _run(prefix: str, first_index: int, bounds: str, *rest: Any) -> Run:
-    return Run(prefix, first_index, json.loads(bounds), *rest)
 
 
 def _read(connection: Connection, statement: str, accounts: Sequence[int]) -> Sequence[Any]:
@@ -107,7 +107,9 @@ _GRANTS_SQLITE = (
 )
 _CHANGED_SQLITE = "UPDATE grants SET used = ?, remaining = ?, expired = ? WHERE id = ?"
 _DRAWS_SQLITE = _DRAWS + "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_ENTRIES_SQLITE = _ENTRIES + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ENTRIES_SQLITE = (_ENTRIES + "VALUES ", "(?, ?, ?, ?, ?, ?, ?, ?, ?)")
+_ROWS = 500
+"""Entries of one INSERT on SQLite, whose triggers cost more for each statement than for each row."""
 _STANDINGS_SQLITE = """
 UPDATE credit_balances SET balance = ?, sequence = ?, unsettled = ?, settled_sequence = ?,
  next_due_at = ?, last_occurred_at = ? WHERE account_id = ?
@@ -165,12 +167,15 @@ def _write(connection: Connection, steps: Steps, call: Call) -> None:
             (_GRANTS_SQLITE, grants),
             (_CHANGED_SQLITE, [(*row[1:], row.id) for row in steps.changed]),
             (_DRAWS_SQLITE, steps.draws),
-            (_ENTRIES_SQLITE, [(*row, *said) for row in entries]),
             (_STANDINGS_SQLITE, [(*row[1:], row.account) for row in steps.standings]),
         ]
         for statement, rows in many:
             if rows:
                 connection.exec_driver_sql(statement, rows)
+        into, one = _ENTRIES_SQLITE
+        for first in range(0, len(entries), _ROWS):
+            few = [(*row, *said) for row in entries[first : first + _ROWS]]
+            connection.exec_driver_sql(into + ",".join([one] * len(few)), tuple(chain.from_iterable(few)))
         return
     begun = [(id, row.account, row.number, *row[3:]) for id, row in zip(ids, steps.begun, strict=True)]
     for statement, before, rows in (
