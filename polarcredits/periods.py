@@ -15,6 +15,8 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST = timedelta(days=36_500)
 _MICROSECOND = timedelta(microseconds=1)
+FOREVER = 2**62
+"""A time in microseconds that never comes."""
 
 
 def parse_time(text: str) -> datetime:

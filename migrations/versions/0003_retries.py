@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 
 INT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 WAITING = sa.text("status = 'failed'")

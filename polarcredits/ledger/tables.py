@@ -17,6 +17,7 @@ from polarcredits.ledger.naming import NAMING
 SQLModel.metadata.naming_convention = NAMING
 _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
+_LIVE = text("expired = 0")
 
 
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
@@ -120,6 +121,7 @@ class Grant(SQLModel, table=True):
     __table_args__ = (
         Unique("account_id", "key"),
         CheckConstraint("gross >= 0 AND clawed >= 0 AND used >= 0 AND held >= 0", name="amounts"),
+        Index("ix_grants_live", "account_id", sqlite_where=_LIVE, postgresql_where=_LIVE),
         _STRICT,
     )
     id: int | None = _int(key=True)
@@ -143,6 +145,28 @@ class Grant(SQLModel, table=True):
     cause_event: str | None = _text()
     period_start: int | None = _int()
     period_end: int | None = _int()
+
+
+class OutlookRow(SQLModel, table=True):
+    """What will befall an account if nothing new is heard; only what never falls due may lack its row.
+
+    The columns from `prefix` on are the allowances that will begin, if there are any.
+    """
+
+    __tablename__ = "outlooks"
+    __table_args__ = (_STRICT,)
+    account_id: int = _int(key=True, to="accounts.id")
+    rules: int = _int()
+    until: int = _int()
+    product_id: str | None = _text()
+    prefix: str | None = _text()
+    first_index: int | None = _int()
+    bounds: str | None = _text()
+    expires_at: int | None = _int()
+    plan: str | None = _text()
+    credits: int | None = _int()
+    clawback: str | None = _text()
+    subscription_id: str | None = _text()
 
 
 class GrantDraw(SQLModel, table=True):
@@ -341,6 +365,7 @@ accounts = _table(Account)
 balances = _table(CreditBalance)
 transactions = _table(CreditTransaction)
 grants = _table(Grant)
+outlooks = _table(OutlookRow)
 draws = _table(GrantDraw)
 carries = _table(GrantCarry)
 holds = _table(Hold)
