@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
 import random
 import threading
@@ -15,12 +16,15 @@ from sqlalchemy import Connection, select, text
 
 from polarcredits.errors import DatabaseError, InsufficientCredits, UnknownUser
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.applying import READER, memo
 from polarcredits.ledger.events import Wanted, in_order
+from polarcredits.ledger.facts import observe
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify as verify_ledger
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story, deliver, make_id
 from polarcredits.webhooks.inbox import Inbox
+from polarcredits.webhooks.payloads import read_facts
 from polarcredits.webhooks.signature import Delivery, verify
 from tests.ledger.worlds import at, catalog, dump, feed
 from tests.webhooks.recordings import FILES, SECRET, recorded
@@ -233,6 +237,52 @@ def test_a_replay_of_everything_writes_nothing_but_attempts(ledger: Ledger) -> N
     assert after.pop("webhook_events") != before.pop("webhook_events")
     assert after == before
     assert {row.attempts for row in inbox.list(limit=None)} == {2}
+
+
+def test_a_replay_restores_facts_that_were_lost(ledger: Ledger) -> None:
+    """What the rows are folded from is read again from the events, whatever is remembered of them."""
+    inbox = open_inbox(ledger)
+    inbox.take_many(signed(Story("ann", at=at("04-01")).purchase("pro")), now=NOW)
+    before = history(ledger)
+    with ledger.begin() as connection:
+        lost = text("DELETE FROM observations WHERE kind IN ('order', 'subscription')")
+        assert connection.execute(lost).rowcount > 0
+        connection.execute(text("DELETE FROM payments"))
+        connection.execute(text("DELETE FROM subscriptions"))
+    for page in inbox.pages():
+        assert {o.status for o in inbox.again_many(page, now=NOW)} <= {"applied", "ignored"}
+    after = history(ledger)
+    assert after.pop("webhook_events") != before.pop("webhook_events")
+    assert after == before
+
+
+def test_another_edition_of_the_reader_reads_everything_again(ledger: Ledger) -> None:
+    """What an older edition told is not trusted; then it is remembered anew."""
+    inbox = open_inbox(ledger)
+    inbox.take_many(signed(Story("ann", at=at("04-01")).purchase("pro")), now=NOW)
+    with ledger.begin() as connection:
+        connection.execute(text("UPDATE webhook_events SET told = '[0,[]]'"))
+        connection.execute(text("DELETE FROM observations WHERE kind = 'order'"))
+        connection.execute(text("DELETE FROM payments"))
+    for page in inbox.pages():
+        inbox.again_many(page, now=NOW)
+    with ledger.begin() as connection:
+        orders = text("SELECT count(*) FROM observations WHERE kind = 'order'")
+        assert connection.execute(orders).scalar_one() > 0
+    assert all(str(row.told).startswith(f"[{READER},") for row in inbox.list())
+
+
+def test_the_edition_of_the_reader_is_raised_with_what_it_reads() -> None:
+    """Where this differs the reader tells other facts: raise READER, and put the new digest here."""
+    digest = hashlib.sha256()
+    for path in FILES:
+        for element in recorded(path):
+            delivery = verify(element.raw, element.headers, [SECRET], now=None)
+            assert delivery.timestamp is not None
+            data = delivery.payload["data"]
+            told = [observe(fact) for fact in read_facts(str(delivery.type), data, delivery.timestamp)]
+            digest.update(memo(told).encode())
+    assert (READER, digest.hexdigest()[:16]) == (1, "ea2489e057d855fc")
 
 
 def test_a_failure_of_the_database_stores_nothing_of_a_batch(ledger: Ledger) -> None:
