@@ -239,6 +239,17 @@ def test_a_replay_of_everything_writes_nothing_but_attempts(ledger: Ledger) -> N
     assert {row.attempts for row in inbox.list(limit=None)} == {2}
 
 
+def test_a_page_is_read_when_it_is_asked_for(ledger: Ledger) -> None:
+    """However many events are stored, few are in memory."""
+    inbox = open_inbox(ledger)
+    inbox.take_many(signed(Story("ann", at=at("04-01")).purchase("pro")), now=NOW)
+    pages = in_order(ledger, Wanted(), 2)
+    assert len(next(pages)) == 2
+    with ledger.begin() as connection:
+        connection.execute(text("DELETE FROM webhook_events"))
+    assert list(pages) == []
+
+
 def test_a_replay_restores_facts_that_were_lost(ledger: Ledger) -> None:
     """What the rows are folded from is read again from the events, whatever is remembered of them."""
     inbox = open_inbox(ledger)
