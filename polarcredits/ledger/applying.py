@@ -6,6 +6,7 @@ raised for all of them, and then none is stored.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, micros
 from polarcredits.ledger.database import may_succeed_again, named
 from polarcredits.ledger.events import EventRow, due, next_attempt, values_of
-from polarcredits.ledger.facts import Observation, lock_names, unknown
+from polarcredits.ledger.facts import Observation, Stored, lock_names, unknown
 from polarcredits.ledger.ingest import News, apply_all, stamp
 from polarcredits.ledger.ledger import Ledger
 
@@ -47,8 +48,13 @@ _TOLD = (
         error=bindparam("new_error"),
         user_id=bindparam("new_user"),
         next_attempt_at=bindparam("new_next"),
+        told=bindparam("new_told"),
     )
 )
+
+
+READER = 1
+"""Which edition of the reader of payloads wrote `told`; raise it when it comes to tell other facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,23 @@ class Outcome:
     duplicate: bool = False
     user: str | None = None
     error: str | None = None
+
+
+Read = Callable[[EventRow], Told]
+"""Reads a stored event once more."""
+
+
+def memo(told: Sequence[Observation]) -> str:
+    """Return what an event told, to be kept with it: then its replay need not read it again."""
+    return json.dumps([READER, [one.stored for one in told]], separators=(",", ":"))
+
+
+def _remembered(row: EventRow) -> list[Stored] | None:
+    """Return what an applied event told; None where it has to be read again."""
+    if row.told is None or row.status == "failed":
+        return None
+    edition, told = json.loads(row.told)
+    return [tuple(one) for one in told] if edition == READER else None
 
 
 class Applier:
@@ -102,42 +125,47 @@ class Applier:
             done = self._apply(connection, [each for id, each in first.items() if id not in results], now)
             if done:
                 connection.execute(insert(t.events), [values_of(event) for event in done])
-            return _in_order(events, results | {event.id: _result(event) for event in done})
+            return _in_order(events, results | {event.id: _outcome(event) for event in done})
 
         return self._ledger.in_transaction(work)
 
-    def again(self, events: Sequence[Told], *, now: datetime) -> list[Outcome]:
+    def again(self, rows: Sequence[EventRow], read: Read, *, now: datetime) -> list[Outcome]:
         """Apply stored events once more: one that tells nothing new changes nothing but its attempts."""
+        return self._ledger.in_transaction(lambda connection: self._again(connection, rows, read, now))
 
-        def work(connection: Connection) -> list[Outcome]:
-            return self._again(connection, events, now)
-
-        return self._ledger.in_transaction(work)
-
-    def due_again(self, read: Callable[[EventRow], Told], *, now: datetime, most: int) -> list[Outcome]:
+    def due_again(self, read: Read, *, now: datetime, most: int) -> list[Outcome]:
         """Apply the failed events whose time has come."""
 
         def work(connection: Connection) -> list[Outcome]:
-            return self._again(connection, [read(event) for event in due(connection, now, most)], now)
+            return self._again(connection, due(connection, now, most), read, now)
 
         return self._ledger.in_transaction(work)
 
-    def _again(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[Outcome]:
-        news = unknown(connection, [observation for each in events for observation in each.told])
-        quiet: dict[str, EventRow] = {}
+    def _again(
+        self, connection: Connection, rows: Sequence[EventRow], read: Read, now: datetime
+    ) -> list[Outcome]:
+        remembered = {row.id: _remembered(row) for row in rows}
+        told = {row.id: read(row) for row in rows if remembered[row.id] is None}
+        for id, each in told.items():
+            remembered[id] = [one.stored for one in each.told]
+        missing = unknown(connection, [one for marks in remembered.values() for one in marks or ()])
         rest: list[Told] = []
-        for each in events:
-            new = bool(news) and any(one.stored in news for one in each.told)
-            if new or each.event.status == "failed" or each.event.status != each.before:
-                rest.append(each)
-            else:
-                quiet[each.event.id] = each.event
+        for row in rows:
+            if missing and not missing.isdisjoint(remembered[row.id] or ()):
+                rest.append(told.get(row.id) or read(row))
+            elif row.id in told:
+                rest.append(told[row.id])
+        quiet = [row.id for row in rows]
+        if rest:
+            read_again = {each.event.id for each in rest}
+            quiet = [id for id in quiet if id not in read_again]
         if quiet:
-            connection.execute(_TRIED, {"ids": list(quiet)})
+            connection.execute(_TRIED, {"ids": quiet})
         done = {event.id: event for event in self._apply(connection, rest, now)}
         if done:
             connection.execute(_TOLD, [_changes(event) for event in done.values()])
-        return _in_order(events, {id: _result(event) for id, event in (quiet | done).items()})
+        results = {row.id: _outcome(done.get(row.id, row)) for row in rows}
+        return [results[row.id] for row in rows]
 
     def _apply(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[EventRow]:
         """Apply events, in halves where one of them cannot be; return them as they then are."""
@@ -196,10 +224,11 @@ def _changes(event: EventRow) -> dict[str, Any]:
         "new_error": event.error,
         "new_user": event.user,
         "new_next": micros(event.next_attempt_at),
+        "new_told": event.told,
     }
 
 
-def _result(event: EventRow) -> Outcome:
+def _outcome(event: EventRow) -> Outcome:
     return Outcome(id=event.id, type=event.type, status=event.status, user=event.user, error=event.error)
 
 

@@ -45,6 +45,8 @@ class EventRow:
     raw: bytes
     next_attempt_at: datetime | None = None
     """When a failed event is applied again by itself."""
+    told: str | None = None
+    """What it told when it was applied: see `applying.memo`."""
 
     @property
     def dead(self) -> bool:
@@ -159,6 +161,7 @@ def values_of(row: EventRow) -> dict[str, Any]:
         "received_at": to_micros(row.received_at),
         "raw": row.raw,
         "next_attempt_at": micros(row.next_attempt_at),
+        "told": row.told,
     }
 
 
@@ -175,4 +178,5 @@ def event_of(row: Row[Any]) -> EventRow:
         received_at=from_micros(row.received_at),
         raw=bytes(row.raw),
         next_attempt_at=moment(row.next_attempt_at),
+        told=row.told,
     )

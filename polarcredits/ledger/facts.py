@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, bindparam, select, text
 
-from polarcredits.billing import rank
+from polarcredits.billing import Payment, rank
 from polarcredits.facts import (
     CustomerFact,
     DisputeFact,
@@ -23,6 +23,7 @@ from polarcredits.facts import (
     SubscriptionFact,
 )
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import micros
 from polarcredits.periods import to_micros
 from polarcredits.userids import PLACEHOLDER
 
@@ -110,9 +111,9 @@ def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator
             yield row.object_id, Mark(row.as_of, row.digest), read(row.fields)
 
 
-def unknown(connection: Connection, told: Iterable[Observation]) -> set[Stored]:
+def unknown(connection: Connection, told: Iterable[Stored]) -> set[Stored]:
     """Return which of these observations are not stored."""
-    wanted = list({each.stored for each in told})
+    wanted = list(set(told))
     missing: set[Stored] = set()
     mark = "(?,?,?,?)" if connection.dialect.name == "sqlite" else "(%s,%s,%s,%s)"
     for at in range(0, len(wanted), 500):
@@ -132,6 +133,37 @@ _NAMES = "kind, object_id, as_of, digest"
 def named_user(history: Iterable[SubscriptionFact | OrderFact]) -> str | None:
     """Return the user that an object's own metadata names, the newest snapshot that has one."""
     return next((f.user_id for f in sorted(history, key=rank, reverse=True) if f.user_id), None)
+
+
+def subscription_columns(latest: SubscriptionFact) -> dict[str, Any]:
+    """Return what the row of a subscription says of its newest fact."""
+    return {
+        "customer_id": latest.customer_id,
+        "product_id": latest.product_id,
+        "status": latest.status,
+        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
+        "current_period_start": micros(latest.current_period_start),
+        "current_period_end": micros(latest.current_period_end),
+        "cancel_at_period_end": int(latest.cancel_at_period_end),
+        "ends_at": micros(latest.ends_at),
+        "ended_at": micros(latest.ended_at),
+    }
+
+
+def payment_columns(payment: Payment) -> dict[str, Any]:
+    """Return what the row of an order says of it."""
+    latest = payment.latest
+    return {
+        "customer_id": latest.customer_id,
+        "subscription_id": latest.subscription_id,
+        "product_id": latest.product_id,
+        "status": latest.status,
+        "billing_reason": latest.billing_reason,
+        "net_cents": latest.net_cents,
+        "refunded_cents": payment.refunded_cents,
+        "currency": latest.currency,
+        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
+    }
 
 
 def lock_names(connection: Connection, names: Iterable[str]) -> None:

@@ -29,16 +29,12 @@ def _text(*, key: bool = False) -> Any:
 
 
 def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
-    args = [ForeignKey(to)] if to else []
-    options: dict[str, Any] = {}
-    if default is not None:
-        options["server_default"] = str(default)
     return Field(
         default=default,
         primary_key=key,
         sa_type=kind,
-        sa_column_args=args,
-        sa_column_kwargs=options,
+        sa_column_args=[ForeignKey(to)] if to else [],
+        sa_column_kwargs={} if default is None else {"server_default": str(default)},
     )
 
 
@@ -324,10 +320,7 @@ class UnknownProduct(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """The inbox: every verified event, raw, once per webhook-id.
-
-    A failed one is tried again at `next_attempt_at`; without that it is given up, until asked for.
-    """
+    """The inbox: every verified event, raw, once per webhook-id; failed ones with their next attempt."""
 
     __tablename__ = "webhook_events"
     __table_args__ = (
@@ -346,6 +339,7 @@ class Event(SQLModel, table=True):
     received_at: int = _int()
     raw: bytes = _field(Bytes(), key=False)
     next_attempt_at: int | None = _int()
+    told: str | None = _text()
 
 
 class Setting(SQLModel, table=True):

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from polarcredits.errors import InvalidInput, NotFound
-from polarcredits.ledger.applying import APPLY_FAILURES, Applier, Outcome, Told, why
+from polarcredits.ledger.applying import APPLY_FAILURES, Applier, Outcome, Told, memo, why
 from polarcredits.ledger.events import EventRow, Wanted, count, find, in_order, newest
 from polarcredits.ledger.facts import Observation, observe
 from polarcredits.ledger.ledger import Ledger
@@ -117,7 +117,7 @@ class Inbox:
 
     def again_many(self, rows: Sequence[EventRow], *, now: datetime) -> Sequence[Outcome]:
         """Apply stored events once more, in one transaction. Raises as `take_many` does."""
-        return self._applier.again(list(map(_stored, rows)), now=now)
+        return self._applier.again(rows, _stored, now=now)
 
     def retry_due(self, *, now: datetime, most: int = 100) -> Sequence[Outcome]:
         """Apply failed events whose time has come, in one transaction (docs/rules.md §8.4).
@@ -158,15 +158,14 @@ def _new(delivery: Delivery, now: datetime) -> Told:
         occurred_at=delivery.timestamp,
         received_at=now,
         raw=delivery.raw,
+        told=memo(told),
     )
     return Told(event, told)
 
 
 def _stored(row: EventRow) -> Told:
     told, status, error = _read(row.type, row.occurred_at, row.payload)
-    if status != row.status or error != row.error:
-        return Told(replace(row, status=status, error=error), told, row.status)
-    return Told(row, told, row.status)
+    return Told(replace(row, status=status, error=error, told=memo(told)), told, row.status)
 
 
 def _read(
