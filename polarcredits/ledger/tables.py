@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text, text
 from sqlalchemy import LargeBinary as Bytes
 from sqlalchemy import UniqueConstraint as Unique
 from sqlmodel import Field, SQLModel
@@ -39,6 +39,12 @@ def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None =
         sa_column_args=args,
         sa_column_kwargs=options,
     )
+
+
+def _where_set(name: str, *columns: str, unique: bool = False) -> Index:
+    """Return an index of the rows in which the last column is set: most deductions are in none."""
+    rows = text(f"{columns[-1]} IS NOT NULL")
+    return Index(name, *columns, unique=unique, sqlite_where=rows, postgresql_where=rows)
 
 
 class Account(SQLModel, table=True):
@@ -81,14 +87,14 @@ class CreditTransaction(SQLModel, table=True):
 
     __tablename__ = "credit_transactions"
     __table_args__ = (
-        Unique("account_id", "idempotency_key"),
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint(
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name="type",
         ),
-        Unique("reverses_account", "reverses_sequence"),
-        Index("ix_credit_transactions_grant", "grant_id"),
+        _where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),
+        _where_set("uq_credit_transactions_reverses", "reverses_account", "reverses_sequence", unique=True),
+        _where_set("ix_credit_transactions_grant", "grant_id"),
         _STRICT,
     )
     account_id: int = _int(key=True, to="accounts.id")
