@@ -9,6 +9,7 @@ from datetime import datetime
 from polarcredits.errors import DatabaseBusy
 from polarcredits.ledger.account import Call
 from polarcredits.ledger.due import UNSETTLED, Batch, count_due, settle_batch, settle_one
+from polarcredits.ledger.health import note_refill
 from polarcredits.ledger.ledger import Ledger
 
 BATCH = 200
@@ -49,6 +50,8 @@ def refill(
     while True:
         batch = _next_batch(ledger, call, after=after, dry_run=dry_run)
         if batch.last is None:
+            if not dry_run:
+                note_refill(ledger, call.wall)
             return report
         after = batch.last
         _add(report, batch)

@@ -79,12 +79,14 @@ def _document(row: EventRow) -> dict[str, Any]:
         "attempts": row.attempts,
         "user": row.user,
         "error": row.error,
+        "next_attempt_at": row.next_attempt_at,
+        "dead": row.dead,
     }
 
 
 @app.command("list")
 def list_(
-    status: Annotated[str | None, typer.Option(help="applied, ignored or failed.")] = None,
+    status: Annotated[str | None, typer.Option(help="applied, ignored, failed (dead too) or dead.")] = None,
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
     since: Annotated[str | None, typer.Option(help="Received from this time on.")] = None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, select, text, update
 
 from polarcredits.errors import InvalidInput
 from polarcredits.facts import Fact
@@ -19,7 +19,10 @@ from polarcredits.ledger.ingest import apply_facts, stamp
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import from_micros, to_micros
 
+T = TypeVar("T")
 EventStatus = Literal["applied", "ignored", "failed"]
+FAILED = text("status = 'failed'")
+"""Literal, so that the index of failed events is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,13 @@ class EventRow:
     occurred_at: datetime | None
     received_at: datetime
     raw: bytes
+    next_attempt_at: datetime | None = None
+    """When a failed event is applied again by itself."""
+
+    @property
+    def dead(self) -> bool:
+        """Say whether it failed so often that only `webhooks retry` applies it."""
+        return self.status == "failed" and self.next_attempt_at is None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -49,6 +59,10 @@ class EventStore:
     def __init__(self, ledger: Ledger, environment: str) -> None:
         self._ledger = ledger
         self._environment = environment
+
+    def together(self, work: Callable[[Ledger], T]) -> T:
+        """Run *work* with a ledger whose every operation is part of one transaction."""
+        return self._ledger.in_transaction(lambda connection: work(self._ledger.using(connection)))
 
     def find(self, id: str) -> EventRow | None:
         """Return a stored event."""
@@ -69,12 +83,22 @@ class EventStore:
         until: datetime | None = None,
         limit: int | None = 50,
     ) -> list[EventRow]:
-        """Return stored events, newest first. Raises InvalidInput where *status* is none of theirs."""
-        if status is not None and status not in get_args(EventStatus):
-            raise InvalidInput(f"No event is {status!r}; there are {', '.join(get_args(EventStatus))}.")
+        """Return stored events, newest first. Raises InvalidInput where *status* is none of theirs.
+
+        `failed` shows the dead ones too, `dead` only those.
+        """
+        known = (*get_args(EventStatus), "dead")
+        if status is not None and status not in known:
+            raise InvalidInput(f"No event is {status!r}; there are {', '.join(known)}.")
         e = t.events.c
         query = select(t.events).order_by(e.received_at.desc(), e.id)
-        for column, value in ((e.status, status), (e.type, type), (e.user_id, user)):
+        if status in ("failed", "dead"):
+            query = query.where(FAILED)
+        if status == "dead":
+            query = query.where(e.next_attempt_at.is_(None))
+        elif status is not None:
+            query = query.where(e.status == status)
+        for column, value in ((e.type, type), (e.user_id, user)):
             if value is not None:
                 query = query.where(column == value)
         if since is not None:
@@ -103,6 +127,19 @@ class EventStore:
 
         return self._ledger.in_transaction(work)
 
+    def due(self, now: datetime, most: int) -> Sequence[EventRow]:
+        """Lock and return failed events whose time has come, in the order they came.
+
+        Those that another process is at are left to it.
+        """
+
+        def work(connection: Connection) -> list[EventRow]:
+            due = t.events.c.next_attempt_at
+            query = select(t.events).where(FAILED, due <= to_micros(now)).order_by(due).limit(most)
+            return [_event(row) for row in connection.execute(query.with_for_update(skip_locked=True))]
+
+        return sorted(self._ledger.in_transaction(work), key=lambda row: (row.received_at, row.id))
+
     def keep(self, row: EventRow, *, new: bool) -> None:
         """Keep an event that could not be applied, with its error."""
 
@@ -125,6 +162,7 @@ def _values(row: EventRow) -> dict[str, Any]:
         "occurred_at": micros(row.occurred_at),
         "received_at": to_micros(row.received_at),
         "raw": row.raw,
+        "next_attempt_at": micros(row.next_attempt_at),
     }
 
 
@@ -139,4 +177,5 @@ def _event(row: Row[Any]) -> EventRow:
         occurred_at=moment(row.occurred_at),
         received_at=from_micros(row.received_at),
         raw=bytes(row.raw),
+        next_attempt_at=moment(row.next_attempt_at),
     )

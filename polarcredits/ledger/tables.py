@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text, text
 from sqlalchemy import LargeBinary as Bytes
 from sqlalchemy import UniqueConstraint as Unique
 from sqlmodel import Field, SQLModel
@@ -296,12 +296,21 @@ class UnknownProduct(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """The inbox: every verified event, raw, once per webhook-id."""
+    """The inbox: every verified event, raw, once per webhook-id.
+
+    A failed one is tried again at `next_attempt_at`; without that it is given up, until asked for.
+    """
 
     __tablename__ = "webhook_events"
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
-        Index("ix_webhook_events_received", "received_at"),
+        Index("ix_webhook_events_received", "received_at", "id"),
+        Index(
+            "ix_webhook_events_failed",
+            "next_attempt_at",
+            sqlite_where=text("status = 'failed'"),
+            postgresql_where=text("status = 'failed'"),
+        ),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -313,6 +322,7 @@ class Event(SQLModel, table=True):
     occurred_at: int | None = _int()
     received_at: int = _int()
     raw: bytes = _field(Bytes(), key=False)
+    next_attempt_at: int | None = _int()
 
 
 class Setting(SQLModel, table=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from polarcredits.errors import DatabaseError, InvalidInput, NotFound, PolarCreditsError
@@ -26,6 +26,17 @@ class Outcome:
     duplicate: bool = False
     user: str | None = None
     error: str | None = None
+
+
+ATTEMPTS = 10
+"""After so many an event is dead: it stays among the failed ones, and is no longer tried by itself."""
+
+
+def next_attempt(attempts: int, now: datetime) -> datetime | None:
+    """Return when an event that failed for the n-th time is tried again: 1, 2, 4 … minutes, then never."""
+    if attempts >= ATTEMPTS:
+        return None
+    return now + min(timedelta(minutes=2 ** (attempts - 1)), timedelta(hours=6))
 
 
 class Inbox:
@@ -94,6 +105,19 @@ class Inbox:
         )
         return self._apply(row, delivery.payload, now=now, new=True)
 
+    def take_many(self, deliveries: Sequence[Delivery], *, now: datetime) -> list[Outcome]:
+        """Store and apply verified deliveries in one transaction; each has its own outcome, in order.
+
+        One that cannot be applied is kept as failed and undoes no other. Raises DatabaseError or
+        ConfigError for all of them: then none was stored.
+        """
+
+        def work(ledger: Ledger) -> list[Outcome]:
+            joined = Inbox(ledger, environment=self._environment, secrets=self._secrets)
+            return [joined.take(delivery, now=now) for delivery in deliveries]
+
+        return self._store.together(work)
+
     def known(self, id: str) -> Outcome | None:
         """Return what became of an event that is stored, as a duplicate."""
         row = self._store.find(id)
@@ -103,6 +127,18 @@ class Inbox:
         """Apply a stored event once more (`retry`, `replay`): what it says is known changes nothing."""
         attempt = replace(row, attempts=row.attempts + 1)
         return self._apply(attempt, row.payload, now=now, new=False)
+
+    def retry_due(self, *, now: datetime, most: int = 100) -> Sequence[Outcome]:
+        """Apply failed events whose time has come, in one transaction (docs/rules.md §8.4).
+
+        Raises DatabaseError; then all of them stay as they were.
+        """
+
+        def work(ledger: Ledger) -> Sequence[Outcome]:
+            joined = Inbox(ledger, environment=self._environment, secrets=self._secrets)
+            return [joined.again(row, now=now) for row in joined._store.due(now, most)]
+
+        return self._store.together(work)
 
     def stored(self, id: str) -> EventRow:
         """Return a stored event, or raise NotFound."""
@@ -121,7 +157,7 @@ class Inbox:
                 raise InvalidInput("the event has no usable type or timestamp")
             facts = read_facts(row.type, payload.get("data"), row.occurred_at)
             status = "applied" if facts else "ignored"
-            done = replace(row, status=status, error=None)
+            done = replace(row, status=status, error=None, next_attempt_at=None)
             user = self._store.apply(done, facts, now=now, new=new)
         except DatabaseError:
             raise
@@ -129,7 +165,8 @@ class Inbox:
             message = error.message if isinstance(error, PolarCreditsError) else _told(error)
             if isinstance(error, PolarCreditsError) and error.code == "config":
                 raise
-            failed = replace(row, status="failed", error=message)
+            again = next_attempt(row.attempts, now)
+            failed = replace(row, status="failed", error=message, next_attempt_at=again)
             self._store.keep(failed, new=new)
             return Outcome(id=row.id, type=row.type, status="failed", error=message)
         if user is None and status != "ignored":
