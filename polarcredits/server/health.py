@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from polarcredits.errors import ConfigError, DatabaseBusy, DatabaseError
-from polarcredits.ledger.figures import figures, pool_figures
+from polarcredits.ledger.health import waiting
 from polarcredits.ledger.ingest import check_stamp
 from polarcredits.ledger.schema import check
 from polarcredits.server.context import ServerContext
@@ -51,7 +51,7 @@ class Health:
         self._log = log
         self._metrics = metrics
         self._ready = Shared(context, self._check)
-        self._figures = Shared(context, lambda: figures(context.ledger))
+        self._work = Shared(context, lambda: waiting(context.ledger))
 
     async def healthz(self, request: Request) -> Response:
         """Say that the event loop turns."""
@@ -71,13 +71,13 @@ class Health:
         self.sample()
         found = None
         with suppress(DatabaseError):
-            found = await self._figures.ask()
+            found = await self._work.ask()
         text = self._metrics.text(found, self._context.now())
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def sample(self) -> None:
         """Take over what others count, for a scrape that may come to another worker."""
-        self._metrics.sample(pool_figures(self._context.ledger), self._log)
+        self._metrics.sample(self._context.ledger.database.connections(), self._log.dropped)
 
     def _check(self) -> None:
         self._context.ledger.reading(check)

@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from polarcredits.ledger.figures import Figures, PoolFigures
-from polarcredits.server.log import JsonLog
+from polarcredits.ledger.health import Work
 from polarcredits.webhooks.payloads import KNOWN_TYPES
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -72,20 +71,19 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
-    def sample(self, pool: PoolFigures, log: JsonLog) -> None:
-        """Take over figures that others count."""
-        self._pool.labels("idle").set(pool.idle)
-        self._pool.labels("in_use").set(pool.in_use)
-        dropped = log.dropped
+    def sample(self, connections: tuple[int, int], dropped: int) -> None:
+        """Take over figures that others count: connections idle and in use, lines dropped so far."""
+        for state, number in zip(("idle", "in_use"), connections, strict=True):
+            self._pool.labels(state).set(number)
         self.dropped.inc(dropped - self._dropped_before)
         self._dropped_before = dropped
 
-    def text(self, figures: Figures | None, now: datetime) -> bytes:
-        """Return everything in Prometheus's text format; *figures* is None if there is no database."""
+    def text(self, work: Work | None, now: datetime) -> bytes:
+        """Return everything in Prometheus's text format; *work* is None if there is no database."""
         registry = CollectorRegistry()
         if self._several:
             MultiProcessCollector(registry)
-        registry.register(_State(figures, now))
+        registry.register(_State(work, now))
         own = b"" if self._several else generate_latest(self._own)
         return own + generate_latest(registry)
 
@@ -94,30 +92,27 @@ class Metrics:
 class _State:
     """The database's figures, read once for a scrape."""
 
-    figures: Figures | None
+    work: Work | None
     now: datetime
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges; those of which nothing is known are left out."""
-        yield _gauge("database_up", "Whether the database answered.", self.figures is not None)
-        found = self.figures
+        yield _gauge("database_up", "Whether the database answered.", self.work is not None)
+        found = self.work
         if found is None:
             return
-        yield _gauge("failed_events", "Events that could not be applied yet.", found.failed)
-        yield _gauge("dead_events", "Events that are no longer tried by themselves.", found.dead)
+        yield _gauge("failed_events", "Events that could not be applied.", found.failed_events)
+        yield _gauge("dead_events", "Failed events that are no longer tried.", found.dead_events)
         yield _gauge(
             "inbox_age_seconds",
-            "Age of the oldest event that is not applied; 0 if there is none.",
-            self._age(found.oldest_waiting),
+            "Age of the oldest event that waits to be tried again; 0 if there is none.",
+            self._age(found.oldest_failed),
         )
         yield _gauge(
             "due_age_seconds",
             "How long the most overdue account has been waiting for refill; 0 if nothing is due.",
             self._age(found.oldest_due),
         )
-        if found.last_event is not None:
-            last = found.last_event.timestamp()
-            yield _gauge("last_event_timestamp_seconds", "When the newest event was received.", last)
         if found.last_refill is not None:
             last = found.last_refill.timestamp()
             yield _gauge("last_refill_timestamp_seconds", "When refill last ran to its end.", last)
