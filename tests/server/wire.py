@@ -46,9 +46,7 @@ class Sending:
 
 def recordings() -> list[Sending]:
     """Return every recorded delivery."""
-    return [
-        Sending(id=each.headers["webhook-id"], raw=each.raw) for file in FILES for each in recorded(file)
-    ]
+    return [Sending(id=each.headers["webhook-id"], raw=each.raw) for file in FILES for each in recorded(file)]
 
 
 def told(id: str, payload: Mapping[str, Any]) -> Sending:
