@@ -22,6 +22,7 @@ from polarcredits.cli import (
     database,
     demo,
     ledger,
+    pages,
     polar,
     serve,
     setup,
@@ -55,6 +56,7 @@ app.command()(checks.doctor)
 app.command()(setup.init)
 app.command()(demo.demo)
 app.command()(serve.serve_webhooks)
+app.command()(pages.billing_link)
 
 
 def _version(wanted: bool) -> None:

@@ -18,6 +18,7 @@ from polarcredits.server.health import Health
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
 from polarcredits.server.observed import Observed
+from polarcredits.server.pages import page_routes
 from polarcredits.server.webhooks import Receiver
 
 _SAMPLE_SECONDS = 5.0
@@ -53,6 +54,7 @@ def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIA
             Route("/healthz", health.healthz),
             Route("/readyz", health.readyz),
             Route("/metrics", health.metrics),
+            *page_routes(context),
         ],
         lifespan=lifespan,
         exception_handlers={404: _told, 405: _told},

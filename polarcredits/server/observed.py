@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
 
-ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout/success")
+ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout", "/checkout/success")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _LONGEST_SEGMENT = 20
 _LONGEST_PATH = 100

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from polarcredits.errors import ConfigError
 from polarcredits.ledger.opening import open_configured
+from polarcredits.server.links import links_of
 from polarcredits.settings import Settings
 
 
@@ -52,6 +53,7 @@ def _check(settings: Settings, how: Serving) -> None:
             "Run: polarcredits webhooks register URL",
             setting="POLAR_WEBHOOK_SECRET",
         )
+    links_of(settings)
     if how.allow_triggered and settings.environment != "sandbox":
         raise ConfigError(
             "--allow-triggered takes made-up purchases: for that POLAR_ENVIRONMENT must be sandbox.",
