@@ -32,6 +32,9 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+PAID = b'{"type":"order.paid","timestamp":"2026-01-01T00:00:00Z","data":'
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hostile:
     """A request; `verified` says that the signature is right, so that it may be stored."""

