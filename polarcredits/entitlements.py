@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from polarcredits.allowances import Refill, SubscriptionGrants
+from polarcredits.allowances import Refill, SubscriptionGrants, subject_of
 from polarcredits.billing import Payment, Subscription, created_at, paid
 from polarcredits.facts import SubscriptionFact
 from polarcredits.plans import Catalog
@@ -88,6 +88,19 @@ def entitlements(
     _show(result, facts, catalog, now)
     result.new_terms, result.unknown_products = book.new, book.unknown
     return result
+
+
+def subjects(facts: AccountFacts) -> set[str]:
+    """Return everything that the account's terms can have been written down for."""
+    found = {subject_of(s.latest.id, period.start) for s in facts.subscriptions for period in s.periods}
+    for payment in facts.payments:
+        order = payment.latest
+        if order.subscription_id is None:
+            found.add(f"order:{order.id}")
+        else:
+            starts = [item.starts_at for item in order.items if item.starts_at]
+            found |= {subject_of(order.subscription_id, start) for start in starts}
+    return found
 
 
 def _packs(facts: AccountFacts, book: TermsBook) -> Iterable[Desired]:

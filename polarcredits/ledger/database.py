@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -168,6 +168,12 @@ def insert_once(connection: Connection, table: Table, **values: object) -> bool:
     return connection.execute(statement, values).rowcount > 0
 
 
+def insert_each_once(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows but for those whose key is there."""
+    if rows:
+        connection.execute(_insert_once(connection.dialect.name, table), rows)
+
+
 def upsert(connection: Connection, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert or update the row of *key*; columns that are not given stay."""
     statement = _upsert(connection.dialect.name, table, tuple(key), tuple(values))
@@ -183,6 +189,13 @@ def _insert(dialect: str, table: Table) -> Any:
     from sqlalchemy.dialects import postgresql
 
     return postgresql.insert(table)
+
+
+def upsert_all(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert or update rows by their *key*, all with the same columns; columns not given stay."""
+    if rows:
+        columns = tuple(name for name in rows[0] if name != key)
+        connection.execute(_upsert(connection.dialect.name, table, (key,), columns), rows)
 
 
 @cache

@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, Connection, delete, exc, func, or_, select
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, load
+from polarcredits.ledger.account import Call
 from polarcredits.ledger.identity import account_of
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.periods import to_micros

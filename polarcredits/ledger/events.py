@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, get_args
 
-from sqlalchemy import Connection, Row, select, text, update
+from sqlalchemy import Connection, Row, func, select, text, update
 
 from polarcredits.errors import InvalidInput
 from polarcredits.facts import Fact
@@ -23,6 +23,8 @@ T = TypeVar("T")
 EventStatus = Literal["applied", "ignored", "failed"]
 FAILED = text("status = 'failed'")
 """Literal, so that the index of failed events is used."""
+_BATCHES = 712906
+"""The advisory lock of batches; migrations have the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,18 @@ class EventStore:
         self._environment = environment
 
     def together(self, work: Callable[[Ledger], T]) -> T:
-        """Run *work* with a ledger whose every operation is part of one transaction."""
-        return self._ledger.in_transaction(lambda connection: work(self._ledger.using(connection)))
+        """Run *work* with a ledger whose every operation is part of one transaction.
+
+        On PostgreSQL one such batch at a time, on whatever host: two that touch the same events and
+        customers in different orders would wait for each other (SQLite has one writer anyway).
+        """
+
+        def alone(connection: Connection) -> T:
+            if connection.dialect.name == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(_BATCHES)))
+            return work(self._ledger.using(connection))
+
+        return self._ledger.in_transaction(alone)
 
     def find(self, id: str) -> EventRow | None:
         """Return a stored event."""

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, select, update
 from polarcredits.credits import Carry
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import FOREVER, Call, LoadedAccount, load
+from polarcredits.ledger.account import FOREVER, Call, LoadedAccount
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import assign_owners, owner_of_customer
+from polarcredits.ledger.keeping import load, save
 from polarcredits.ledger.reconcile import Settled, true_at, write
 from polarcredits.lots import Lot
 from polarcredits.periods import to_micros
@@ -142,7 +143,7 @@ def adopt(connection: Connection, catalog: Catalog, placeholder: str, user: str,
     settled = true_at(connection, catalog, loaded[target], call)
     write(connection, settled, call)
     loaded[source].next_due_at = FOREVER
-    loaded[source].save(connection, call)
+    save(connection, loaded[source], call)
     connection.execute(
         update(t.accounts).where((a.id == source) | (a.alias_of == source)).values(alias_of=target)
     )
@@ -166,7 +167,7 @@ def _renamed(key: str, before: str, after: str) -> str:
 
 def _merge(connection: Connection, source: LoadedAccount, target: LoadedAccount, call: Call) -> None:
     """Move holds and grants; what was spent of a grant that the user has too is charged to that."""
-    source.save(connection, call)
+    save(connection, source, call)
     keys = {lot.key: lot for lot in target.book.lots}
     for lot in list(source.book.lots):
         renamed = _renamed(lot.key, source.user, target.user)

@@ -12,10 +12,11 @@ from sqlalchemy import Connection
 
 from polarcredits.errors import AccountClosed, InsufficientCredits, InvalidInput
 from polarcredits.ledger import identity, requests
-from polarcredits.ledger.account import Call, Details, LoadedAccount, load
+from polarcredits.ledger.account import Call, Details, LoadedAccount
 from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.past import as_it_was
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.reversal import give_back

@@ -199,7 +199,7 @@ def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, 
     account.balance = sum(lot.remaining for lot in kept)
     account.held = sum(reserved.values())
     then = replace(facts, subscriptions=tuple(_then(facts.subscriptions, at)))
-    entitled = entitlements(then, known_terms(connection, then), catalog, at)
+    entitled = entitlements(then, known_terms(connection, [then]), catalog, at)
     return Settled(account=account, facts=facts, entitled=entitled, now=at, past=True)
 
 

@@ -41,6 +41,10 @@ def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None =
     )
 
 
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
@@ -305,12 +309,7 @@ class Event(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
         Index("ix_webhook_events_received", "received_at", "id"),
-        Index(
-            "ix_webhook_events_failed",
-            "next_attempt_at",
-            sqlite_where=text("status = 'failed'"),
-            postgresql_where=text("status = 'failed'"),
-        ),
+        Index("ix_webhook_events_failed", "next_attempt_at", **_where("status = 'failed'")),
         _STRICT,
     )
     id: str = _text(key=True)

@@ -50,14 +50,17 @@ class Bodies:
             raise BodyTooLarge
         body, large = bytearray(), False
         try:
-            async with asyncio.timeout(self._seconds):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > BODY_LIMIT:
-                        raise BodyTooLarge
-                    body += chunk
-                    if len(body) > _SMALL and not large:
-                        self._take_large()
-                        large = True
+            try:
+                async with asyncio.timeout(self._seconds):
+                    async for chunk in request.stream():
+                        if len(body) + len(chunk) > BODY_LIMIT:
+                            raise BodyTooLarge
+                        body += chunk
+                        if len(body) > _SMALL and not large:
+                            self._take_large()
+                            large = True
+            except TimeoutError:
+                raise BodyTooSlow from None
             yield bytes(body)
         finally:
             self._large -= large

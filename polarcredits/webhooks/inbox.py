@@ -169,7 +169,7 @@ class Inbox:
             failed = replace(row, status="failed", error=message, next_attempt_at=again)
             self._store.keep(failed, new=new)
             return Outcome(id=row.id, type=row.type, status="failed", error=message)
-        if user is None and status != "ignored":
+        if user is None:
             return _duplicate(self.stored(row.id))
         return Outcome(id=row.id, type=row.type, status=status, user=user or None)
 
