@@ -49,14 +49,14 @@ def test_the_account(shop: Market) -> None:
     page = text_of(answer)
     assert "Account a/b?c#d é" in page
     assert "Plan pro" in page
-    assert "Available credits 4,816" in page
+    assert "Credit balance 4,816" in page
     end = datetime.fromisoformat(str((story.subscription or {})["current_period_end"]))
     assert f"pro: renews {end.day} {end:%B %Y, %H:%M} UTC" in page
     assert "Plan allowance (pro) 3,766 5,000" in page
     assert "Included for good (free) 1,000 1,000 Never" in page
     assert "$20.00 Paid" in page
     assert "Used: render -1,234" in page
-    assert "Extra credits" in page
+    assert "Added: Extra credits +50 4,816" in page
     assert "angry" not in answer.text
     assert "job-77" not in answer.text
     assert "@" not in page

@@ -65,7 +65,7 @@ def test_the_webhook_brings_the_credits(shop: Market) -> None:
     before = len(shop.polar.exchanges)
     answer = land(shop, checkout, 1)
     page = text_of(answer)
-    assert "Thank you: your credits are there Plan pro Available credits 6,000" in page
+    assert "Thank you: your credits are there Plan pro Credit balance 6,000" in page
     assert refreshes(answer) is None
     assert len(shop.polar.exchanges) == before
     email = shop.polar.state.all("customer")[0]["email"]
@@ -81,7 +81,7 @@ def test_a_late_webhook_is_not_waited_for(shop: Market) -> None:
     assert "being confirmed" in text_of(land(shop, checkout, 1))
     assert shop.sent("GET", "/v1/orders/") == 0
     page = text_of(land(shop, checkout, 2))
-    assert "Plan free Available credits 2,000" in page
+    assert "Plan free Credit balance 2,000" in page
     assert shop.standing(user) == ("free", 2000, 2)
     shop.deliver(checkout)
     assert shop.standing(user) == ("free", 2000, 2)
@@ -93,7 +93,7 @@ def test_a_nameless_buyer_has_credits_too(shop: Market) -> None:
     shop.pay(checkout)
     shop.deliver(checkout)
     answer = land(shop, checkout)
-    assert "Plan pro Available credits 6,000" in text_of(answer)
+    assert "Plan pro Credit balance 6,000" in text_of(answer)
     assert "polar:" not in answer.text
 
 
@@ -103,7 +103,7 @@ def test_an_order_that_is_not_there_yet(shop: Market) -> None:
     checkout = shop.checkout(user, status="succeeded")
     for looks in (2, 3):
         answer = land(shop, checkout, looks)
-        assert "on their way" in text_of(answer)
+        assert "as soon as the payment is confirmed" in text_of(answer)
     assert shop.sent("GET", "/v1/orders/") == 1
     assert shop.standing(user)[:2] == ("free", 1000)
 
@@ -189,9 +189,9 @@ def test_polar_is_away(shop: Market) -> None:
     assert answer.headers["retry-after"]
     assert "does not answer at the moment" in text_of(answer)
     assert refreshes(answer) is not None
-    assert "on their way" in text_of(land(shop, known, 5))
+    assert "as soon as the payment is confirmed" in text_of(land(shop, known, 5))
     shop.deliver(known)
-    assert "Available credits 6,000" in text_of(land(shop, known, 5))
+    assert "Credit balance 6,000" in text_of(land(shop, known, 5))
     assert shop.standing(user)[:2] == ("free", 1000)
 
 
