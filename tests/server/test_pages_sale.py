@@ -66,7 +66,9 @@ def test_buying(shop: Market) -> None:
     home = "https://credits.example.com"
     assert checkout["success_url"] == f"{home}/checkout/success?checkout_id={{CHECKOUT_ID}}"
     assert token not in str([each.request_body for each in shop.polar.exchanges])
+    assert b"return_url" not in shop.polar.exchanges[-1].request_body
     assert shop.press("small").status_code == 303
+    assert f'"return_url":"{home}/pricing"'.encode() in shop.polar.exchanges[-1].request_body
     nameless = next(each for each in shop.polar.state.all("checkout") if each["id"] != checkout["id"])
     assert nameless["product_id"] == PACK
     assert nameless["external_customer_id"] is None
@@ -107,6 +109,10 @@ def test_an_address_is_asked_for(shop: Market) -> None:
     assert answer.status_code == 303
     made = next(each for each in shop.polar.state.all("customer") if each["external_id"] == user)
     assert made["email"] == "me@example.com"
+    known = shop.user()
+    assert shop.press("pro", token=shop.token(known), email="other@example.com").status_code == 303
+    made = next(each for each in shop.polar.state.all("customer") if each["external_id"] == known)
+    assert made["email"] != "other@example.com"
 
 
 def test_a_subscriber_is_sent_to_the_portal(shop: Market) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from polarcredits.ledger.views import history
 from polarcredits.periods import format_time
 from tests.server.market import Market, market
 from tests.server.serving import PACK
@@ -83,8 +84,29 @@ def test_a_late_webhook_is_not_waited_for(shop: Market) -> None:
     page = text_of(land(shop, checkout, 2))
     assert "Plan free Credit balance 2,000" in page
     assert shop.standing(user) == ("free", 2000, 2)
+    assert {entry.actor for entry in history(shop.ledger, user)} == {"test", "sync"}
     shop.deliver(checkout)
     assert shop.standing(user) == ("free", 2000, 2)
+
+
+def test_only_this_purchase_counts(shop: Market) -> None:
+    """Neither an earlier one of the same buyer, nor an order that is not paid yet."""
+    user = shop.user()
+    first = shop.checkout(user, product=PACK)
+    shop.pay(first)
+    shop.deliver(first)
+    assert "Credit balance 2,000" in text_of(land(shop, first))
+    buyer = shop.polar.state.objects["checkout"][first]["customer_id"]
+    second = shop.checkout(None, product=PACK, customer_id=buyer, metadata={"user_id": user})
+    shop.pay(second)
+    assert "being confirmed" in text_of(land(shop, second))
+    order = next(each for each in shop.polar.state.all("order") if each["checkout_id"] == second)
+    order["status"] = "pending"
+    shop.deliver(second)
+    assert "being confirmed" in text_of(land(shop, second))
+    order["status"] = "paid"
+    shop.deliver(second)
+    assert "Credit balance 3,000" in text_of(land(shop, second))
 
 
 def test_a_nameless_buyer_has_credits_too(shop: Market) -> None:
@@ -181,7 +203,9 @@ def test_polar_is_away(shop: Market) -> None:
     """It is said, and asked again; what our own database knows is shown all the same."""
     user = shop.user()
     checkout, known = shop.checkout(user), shop.checkout(shop.user())
+    unpaid = shop.checkout(None, status="confirmed")
     shop.pay(known)
+    assert "being confirmed" in text_of(land(shop, unpaid))
     assert "being confirmed" in text_of(land(shop, known))
     shop.polar.misbehave("500", times=999)
     answer = land(shop, checkout)
@@ -189,7 +213,10 @@ def test_polar_is_away(shop: Market) -> None:
     assert answer.headers["retry-after"]
     assert "does not answer at the moment" in text_of(answer)
     assert refreshes(answer) is not None
-    assert "as soon as the payment is confirmed" in text_of(land(shop, known, 5))
+    for each in (known, unpaid):
+        answer = land(shop, each, 5)
+        assert answer.status_code == 200
+        assert "as soon as the payment is confirmed" in text_of(answer)
     shop.deliver(known)
     assert "Credit balance 6,000" in text_of(land(shop, known, 5))
     assert shop.standing(user)[:2] == ("free", 1000)
