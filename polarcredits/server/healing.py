@@ -10,7 +10,7 @@ from polarcredits.server.context import ServerContext
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
 
-PAUSE_SECONDS = 15.0
+PAUSE_SECONDS = 5.0
 """How often every worker looks, about; events that another is at are left to it."""
 
 
