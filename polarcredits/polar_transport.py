@@ -45,8 +45,8 @@ class Patience:
 
 PATIENT = Patience(attempts=4, call=75.0, whole=None, answer=10.0, connection=5.0)
 """Enough for the one minute that Polar's limiter asks for."""
-HURRIED = Patience(attempts=2, call=6.0, whole=12.0, answer=5.0, connection=3.0)
-"""For somebody who looks at a page meanwhile."""
+HURRIED = Patience(attempts=2, call=4.0, whole=12.0, answer=4.0, connection=3.0)
+"""For somebody who looks at a page meanwhile: only a quick failure is tried again."""
 
 
 class OutcomeUnknown(PolarUnavailable):

@@ -195,7 +195,7 @@ class _Pages:
             outlook=presentation.outlook(told),
             grants=presentation.grant_rows(told.grants),
             payments=presentation.payment_rows(catalog, account.payments),
-            entries=presentation.entry_rows(account.entries),
+            entries=presentation.entry_rows(account.entries, told.grants),
             portal=known_to_polar and sells,
             sells=sells,
         )

@@ -106,7 +106,10 @@ class Card:
     """None where it is not known: it is shown at the checkout."""
     notes: tuple[str, ...]
     current: bool
+    sold: bool
+    """Whether a product is set for it."""
     buyable: bool
+    """Whether Polar would sell it, as far as is known."""
 
 
 def cards(catalog: Catalog, products: Mapping[str, Product] | None, current: str | None) -> list[Card]:
@@ -138,6 +141,7 @@ def _plan_card(
         price="Free" if default and not plan.product_ids else _price(product),
         notes=tuple(notes),
         current=plan.name == current,
+        sold=bool(plan.product_ids),
         buyable=bool(plan.product_ids) and (products is None or product is not None),
     )
 
@@ -152,6 +156,7 @@ def _pack_card(pack: Pack, products: Mapping[str, Product] | None) -> Card:
         price=_price(product),
         notes=(expiry,),
         current=False,
+        sold=bool(pack.product_ids),
         buyable=bool(pack.product_ids) and (products is None or product is not None),
     )
 
@@ -217,30 +222,35 @@ class Row:
     beside: str
 
 
+def _source(lot: Lot) -> str:
+    word = _SOURCES.get(lot.source, lot.source)
+    return f"{word} ({lot.plan})" if lot.plan else word
+
+
 def grant_rows(lots: Sequence[Lot]) -> list[Row]:
     """Return the live grants, in the order in which they are spent."""
     return [
-        Row(
-            text=f"{_SOURCES.get(lot.source, lot.source)}{f' ({lot.plan})' if lot.plan else ''}",
-            at=lot.expires_at,
-            amount=number(lot.remaining),
-            beside=number(lot.amount),
-        )
+        Row(text=_source(lot), at=lot.expires_at, amount=number(lot.remaining), beside=number(lot.amount))
         for lot in lots
     ]
 
 
-def entry_rows(entries: Sequence[Transaction]) -> list[Row]:
-    """Return transactions; what staff wrote beside them stays with us."""
-    return [
-        Row(
-            text=_ENTRIES.get(entry.type, entry.type) + (f": {entry.operation}" if entry.operation else ""),
-            at=entry.occurred_at,
-            amount=signed(entry.amount),
-            beside=number(entry.balance_after),
+def entry_rows(entries: Sequence[Transaction], lots: Sequence[Lot]) -> list[Row]:
+    """Return transactions, with the operation or live grant; what staff wrote beside them stays with us."""
+    sources = {str(lot.id): _source(lot) for lot in lots}
+    rows = []
+    for entry in entries:
+        about = entry.operation or sources.get(entry.grant_id or "")
+        word = _ENTRIES.get(entry.type, entry.type)
+        rows.append(
+            Row(
+                text=f"{word}: {about}" if about else word,
+                at=entry.occurred_at,
+                amount=signed(entry.amount),
+                beside=number(entry.balance_after),
+            )
         )
-        for entry in entries
-    ]
+    return rows
 
 
 def payment_rows(catalog: Catalog, payments: Sequence[Mapping[str, Any]]) -> list[Row]:

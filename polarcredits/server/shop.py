@@ -121,8 +121,8 @@ def email_of(text: str) -> str | None:
     address = text.strip()
     if not address:
         return None
-    name, at, host = address.partition("@")
-    if not (name and at and host) or " " in address or not address.isprintable():
+    name, _, host = address.partition("@")
+    if not name or not host or "@" in host or " " in address or not address.isprintable():
         raise EmailNeeded("That is no e-mail address.")
     if len(address) > _LONGEST_ADDRESS:
         raise EmailNeeded("That e-mail address is too long.")
