@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from polarcredits.errors import ConfigError, InvalidInput, PolarUnavailable
+from polarcredits.errors import ConfigError, InvalidInput, NotFound, PolarUnavailable
 from polarcredits.plans import Catalog
 from polarcredits.polar_api import PolarApi
-from polarcredits.polar_values import CheckoutRow, CustomerRow, SubscriptionSummary
+from polarcredits.polar_values import CheckoutRow, CustomerRow, PortalSession, SubscriptionSummary
+from polarcredits.settings import Settings
+from polarcredits.userids import PLACEHOLDER
 
 if TYPE_CHECKING:
     from polar.v2026_10.inputs import CheckoutCreate
@@ -49,6 +51,17 @@ class Wishes:
     return_url: str | None = None
     discount_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class AlreadySubscribed(InvalidInput):
+    """The buyer has a subscription, and Polar allows one: it is changed in the portal."""
+
+
+def success_page(settings: Settings) -> str | None:
+    """Return where a buyer lands who has paid, with Polar's placeholder in it; None without pages."""
+    if settings.public_url is None:
+        return None
+    return f"{settings.public_url}/checkout/success?checkout_id={{CHECKOUT_ID}}"
 
 
 def offer_of(catalog: Catalog, *, plan: str | None, pack: str | None) -> Offer:
@@ -95,13 +108,18 @@ def open_checkout(
 ) -> CheckoutRow:
     """Open a checkout; the customer of *user* exists before it does, and is its buyer.
 
-    *contact* is asked only where the customer has to be made, or there is no *user*. Raises
-    InvalidInput where the buyer would be refused, and ConfigError for products that cannot be sold.
+    *contact* is asked only where the customer has to be made, or there is no *user*. A *user* that is
+    the account of a nameless customer buys as that customer. Raises InvalidInput where the buyer
+    would be refused (AlreadySubscribed), and ConfigError for products that cannot be sold.
     """
     check_metadata(wishes.metadata)
     body: CheckoutCreate = {"products": _on_sale(polar, offer)}
     metadata: dict[str, str | int | float | bool] = dict(wishes.metadata)
-    if user is not None:
+    if user is not None and user.startswith(PLACEHOLDER):
+        nameless = user.removeprefix(PLACEHOLDER)
+        body["customer_id"] = nameless
+        held = polar.billable(nameless) if offer.recurring else []
+    elif user is not None:
         customer = polar.customer_of(user) or _new_customer(polar, user, contact())
         body["external_customer_id"] = user
         metadata["user_id"] = user
@@ -168,7 +186,7 @@ def _upgraded(
         elif not polar.allows_several_subscriptions():
             whose = user or "The buyer"
             portal = f" Change it in the portal: polarcredits portal {shlex.quote(user)}" if user else ""
-            raise InvalidInput(
+            raise AlreadySubscribed(
                 f"{whose} is subscribed already ({subscription.status}, {subscription.id}), and Polar "
                 f"allows one subscription.{portal}",
                 user=user,
@@ -199,12 +217,36 @@ def follow(
     return checkout
 
 
+def has_order(polar: PolarApi, checkout: CheckoutRow) -> bool:
+    """Say whether Polar shows the order of a checkout that succeeded."""
+    return any(page.rows for page in polar.rows("order", checkout_id=checkout.id))
+
+
 def wait_for_order(
     polar: PolarApi, checkout: CheckoutRow, *, sleep: Callable[[float], None] = time.sleep
 ) -> bool:
     """Wait until Polar shows the order of a checkout that succeeded; False if it takes too long."""
     for _ in range(int(_LATE / _POLL)):
-        if any(page.rows for page in polar.rows("order", checkout_id=checkout.id)):
+        if has_order(polar, checkout):
             return True
         sleep(_POLL)
     return False
+
+
+def open_portal(
+    polar: PolarApi, user: str, *, customers: Callable[[], Iterable[str]], return_url: str | None = None
+) -> PortalSession:
+    """Open a portal session by external id, else for the first of *customers* that Polar has.
+
+    *customers* are those that the ledger knows to be the user's. Raises NotFound if there is none.
+    """
+    if not user.startswith(PLACEHOLDER) and polar.customer_of(user) is not None:
+        return polar.portal(user=user, return_url=return_url)
+    for customer in customers():
+        if polar.get("customer", customer) is not None:
+            return polar.portal(customer=customer, return_url=return_url)
+    raise NotFound(
+        f"Polar has no customer for {user!r}. They get one with: "
+        f"polarcredits checkout --plan pro --user {shlex.quote(user)}",
+        user=user,
+    )

@@ -170,7 +170,7 @@ def _endpoint(settings: Settings, polar: PolarApi, now: datetime) -> Iterator[Fi
 def _ours(settings: Settings, endpoints: Sequence[Endpoint]) -> Endpoint | None:
     """Return the endpoint at our public address, else with our secret, else one that is right."""
     secrets = {secret.reveal() for secret in settings.webhook_secrets}
-    address = (settings.public_url or "").rstrip("/")
+    address = settings.public_url or ""
     ranked = sorted(
         endpoints,
         key=lambda each: (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,7 +17,8 @@ from polarcredits import polar_values as values
 from polarcredits.billing import LIVE
 from polarcredits.errors import ConfigError, InvalidInput, PolarRefused, PolarUnavailable
 from polarcredits.periods import format_time
-from polarcredits.polar_transport import ATTEMPTS, Answer, OutcomeUnknown, Transport
+from polarcredits.polar_transport import PATIENT, Answer, OutcomeUnknown, Patience, Transport
+from polarcredits.polar_values import Page
 from polarcredits.settings import Settings
 from polarcredits.webhooks.values import as_count, as_object, usable_time
 
@@ -37,7 +37,6 @@ REQUEST_KEY = "polarcredits_request"
 """The metadata key by which a checkout that may or may not have been made is found again."""
 _LOOK_BACK = 2
 _PASSES = 3
-
 _NOBODY = "00000000-0000-0000-0000-000000000000"
 _PROBES: Sequence[tuple[str, str, str, Mapping[str, Any] | None]] = (
     ("customers:read", "GET", "/v1/customers/", None),
@@ -61,17 +60,8 @@ _LISTS: Mapping[Kind, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Some rows of a list as Polar sent them, all true at `as_of`."""
-
-    rows: tuple[Mapping[str, Any], ...]
-    as_of: datetime
-    total: int
-
-
 class PolarApi:
-    """One organization at Polar. Close it;."""
+    """One organization at Polar; a context manager that closes its connections."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -317,20 +307,21 @@ class PolarApi:
 
         A request that was not answered in time may yet take effect, so it is never sent again.
         """
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = self._transport.patience.attempts
+        for attempt in range(1, attempts + 1):
             try:
                 return _object(self._send("POST", path, body=body, repeatable=False))
             except OutcomeUnknown as failure:
                 found = find()
                 if found is not None:
                     return found
-                if failure.pending or attempt == ATTEMPTS:
+                if failure.pending or attempt == attempts:
                     raise
                 self._transport.pause(attempt)
         raise AssertionError("unreachable")
 
 
-def open_polar(settings: Settings) -> PolarApi:
+def open_polar(settings: Settings, *, patience: Patience = PATIENT) -> PolarApi:
     """Return the gateway that the settings name. Raises ConfigError without an access token."""
     if settings.access_token is None:
         raise ConfigError(
@@ -343,6 +334,7 @@ def open_polar(settings: Settings) -> PolarApi:
             settings.access_token.reveal(),
             environment="production" if settings.environment == "production" else "sandbox",
             base_url=settings.base_url,
+            patience=patience,
         )
     )
 

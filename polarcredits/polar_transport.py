@@ -7,6 +7,7 @@ values. A failure is one of three: try again (PolarUnavailable), refused (PolarR
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +23,30 @@ from polar.v2026_10 import Polar
 
 from polarcredits.errors import ConfigError, PolarRefused, PolarUnavailable
 
-TIMEOUT = httpx.Timeout(10.0, connect=5.0)
-ATTEMPTS = 4
-PATIENCE = 75.0
-"""Seconds that one call may wait in all: enough for the one minute that Polar's limiter asks for."""
 _LONGEST_PAUSE = 8.0
 _EXCERPT = 300
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CLOCK_STEP = timedelta(seconds=1)
 """A Date header has whole seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long Polar may take: seconds, and attempts of one request."""
+
+    attempts: int
+    call: float
+    """For one request with all its attempts and pauses."""
+    whole: float | None
+    """For everything that is sent through one transport; nothing begins later."""
+    answer: float
+    connection: float
+
+
+PATIENT = Patience(attempts=4, call=75.0, whole=None, answer=10.0, connection=5.0)
+"""Enough for the one minute that Polar's limiter asks for."""
+HURRIED = Patience(attempts=2, call=4.0, whole=12.0, answer=4.0, connection=3.0)
+"""For somebody who looks at a page meanwhile: only a quick failure is tried again."""
 
 
 class OutcomeUnknown(PolarUnavailable):
@@ -82,6 +98,7 @@ class Transport:
         *,
         environment: Literal["sandbox", "production"],
         base_url: str | None = None,
+        patience: Patience = PATIENT,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if not token.isascii() or not token.isprintable():
@@ -91,7 +108,10 @@ class Transport:
         self._token = token
         self._environment = environment
         self._sleep = sleep
-        self._sdk = Polar(token, environment=environment, base_url=base_url, timeout=TIMEOUT)
+        self.patience = patience
+        self._end = math.inf if patience.whole is None else time.monotonic() + patience.whole
+        timeout = httpx.Timeout(patience.answer, connect=patience.connection)
+        self._sdk = Polar(token, environment=environment, base_url=base_url, timeout=timeout)
         self._client = self._sdk.customers.client
 
     def close(self) -> None:
@@ -118,15 +138,17 @@ class Transport:
         the request is not *repeatable* and was sent, the latter is an OutcomeUnknown.
         """
         quoted = {name: quote(value, safe="") for name, value in (ids or {}).items()}
-        give_up = time.monotonic() + PATIENCE
-        for attempt in range(1, ATTEMPTS + 1):
+        give_up = min(time.monotonic() + self.patience.call, self._end)
+        if time.monotonic() > self._end:
+            raise PolarUnavailable("Polar takes too long to answer. Try again later.")
+        for attempt in range(1, self.patience.attempts + 1):
             try:
                 return self._once(method, path, quoted, query, body)
             except _TryAgain as failure:
                 if failure.sent and not repeatable:
                     raise OutcomeUnknown(f"Polar: {failure.why}.", pending=failure.pending) from failure
                 pause = failure.wait if failure.wait is not None else _backoff(attempt)
-                if attempt == ATTEMPTS or time.monotonic() + pause > give_up:
+                if attempt == self.patience.attempts or time.monotonic() + pause > give_up:
                     raise _unavailable(failure, attempt) from failure
                 self._sleep(pause)
         raise AssertionError("unreachable")

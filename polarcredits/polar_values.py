@@ -21,6 +21,15 @@ from polarcredits.webhooks.values import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some rows of a list as Polar sent them, all true at `as_of`."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    as_of: datetime
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerRow:
     """A customer of Polar's."""
 

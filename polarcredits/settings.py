@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from polarcredits.errors import ConfigError
 from polarcredits.plans import Catalog, parse_catalog
@@ -82,7 +83,7 @@ def load_settings(
         base_url=value("POLAR_BASE_URL"),
         database_url=_database_url(database or value("POLARCREDITS_DATABASE_URL")),
         secret_key=secret("POLARCREDITS_SECRET_KEY"),
-        public_url=value("POLARCREDITS_PUBLIC_URL"),
+        public_url=_public_url(value("POLARCREDITS_PUBLIC_URL")),
         catalog=parse_catalog(
             _text(path) if path else None,
             pro_product_id=product,
@@ -90,6 +91,23 @@ def load_settings(
         ),
         config_path=path,
     )
+
+
+def _public_url(given: str | None) -> str | None:
+    """Return where the pages are reached, without a slash at the end."""
+    if given is None:
+        return None
+    try:
+        parts = urlsplit(given)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or parts.username or not given.isprintable():
+        raise ConfigError(
+            f"POLARCREDITS_PUBLIC_URL {given!r} is no address such as https://example.com.",
+            setting="POLARCREDITS_PUBLIC_URL",
+        )
+    return given.rstrip("/")
 
 
 def _config_path(option: Path | None, variable: str | None, here: Path) -> Path | None:

@@ -15,7 +15,8 @@ from polarcredits.facts import CustomerFact
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.readings import customers_after, known_of, live_subscriptions
 from polarcredits.periods import format_time
-from polarcredits.polar_api import Kind, Page, PolarApi
+from polarcredits.polar_api import Kind, PolarApi
+from polarcredits.polar_values import Page
 
 DUNNING = timedelta(days=30)
 """A late payment keeps its order's `created_at`, so orders are read back for as long as Polar tries."""

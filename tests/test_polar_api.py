@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from polarcredits.errors import ConfigError, InvalidInput, PolarCreditsError, PolarRefused, PolarUnavailable
 from polarcredits.polar_api import PolarApi, open_polar
-from polarcredits.polar_transport import PATIENCE, Transport
+from polarcredits.polar_transport import HURRIED, PATIENT, Transport
 from polarcredits.settings import load_settings
 from tests.stand_in.server import TOKEN, PolarStandIn
 
@@ -111,7 +112,23 @@ def test_a_wait_that_is_too_long_is_told(polar: PolarStandIn, api: PolarApi, sle
         api.customer_of("ann")
     assert failure.value.fields["retry_after"] == 3600
     assert slept == []
-    assert PATIENCE < 3600
+    assert PATIENT.call < 3600
+
+
+def test_a_hurried_gateway_gives_up_early(polar: PolarStandIn) -> None:
+    """Two attempts of a call, and nothing at all once its time is over."""
+    brief = replace(HURRIED, whole=0.3)
+    transport = Transport(TOKEN, environment="sandbox", base_url=polar.url, patience=brief)
+    polar.misbehave("429", times=99, retry_after=0)
+    with PolarApi(transport) as api:
+        with pytest.raises(PolarUnavailable) as failure:
+            api.customer_of("ann")
+        assert failure.value.fields["attempts"] == 2
+        time.sleep(0.3)
+        sent = len(polar.exchanges)
+        with pytest.raises(PolarUnavailable, match="takes too long"):
+            api.customer_of("ann")
+    assert len(polar.exchanges) == sent == 2
 
 
 @pytest.mark.parametrize("kind", ["500", "502", "cut", "html", "garbage", "null", "list"])

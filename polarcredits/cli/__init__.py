@@ -15,7 +15,20 @@ import typer
 from typer.exceptions import TyperException
 
 from polarcredits import __version__
-from polarcredits.cli import checks, credits, data, database, demo, ledger, polar, setup, users, webhooks
+from polarcredits.cli import (
+    checks,
+    credits,
+    data,
+    database,
+    demo,
+    ledger,
+    pages,
+    polar,
+    serve,
+    setup,
+    users,
+    webhooks,
+)
 from polarcredits.cli.context import options
 from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
@@ -42,6 +55,8 @@ app.command()(ledger.refill)
 app.command()(checks.doctor)
 app.command()(setup.init)
 app.command()(demo.demo)
+app.command()(serve.serve_webhooks)
+app.command()(pages.billing_link)
 
 
 def _version(wanted: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,14 @@ import typer
 
 from polarcredits.cli import context
 from polarcredits.cli.output import emit, hint, number, progress, say, table, when
-from polarcredits.errors import NotFound, UnknownUser
+from polarcredits.errors import UnknownUser
 
 if TYPE_CHECKING:
     from polarcredits.checkouts import Contact
     from polarcredits.ledger.readings import Change
     from polarcredits.ledger.values import Balance
     from polarcredits.polar_api import PolarApi
-    from polarcredits.polar_values import CheckoutRow, PortalSession
+    from polarcredits.polar_values import CheckoutRow
 
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open a browser (on a terminal only).")]
 
@@ -40,7 +39,7 @@ def checkout(
     """Open a checkout. Example: polarcredits checkout --plan pro --user alice --email a@example.com"""
     if (plan is None) == (pack is None):
         raise typer.BadParameter("give either --plan or --pack")
-    from polarcredits.checkouts import Wishes, check_metadata, follow, offer_of, open_checkout
+    from polarcredits.checkouts import Wishes, check_metadata, follow, offer_of, open_checkout, success_page
     from polarcredits.userids import check_new_user
 
     known = context.settings()
@@ -49,9 +48,7 @@ def checkout(
     check_metadata(extra)
     if user is not None:
         check_new_user(user)
-    landing = success_url
-    if landing is None and known.public_url:
-        landing = f"{known.public_url.rstrip('/')}/checkout/success?checkout_id={{CHECKOUT_ID}}"
+    landing = success_url or success_page(known)
     wishes = Wishes(success_url=landing, return_url=return_url, discount_id=discount, metadata=extra)
     with context.polar() as polar:
         opened = open_checkout(polar, offer, user=user, contact=lambda: _contact(user, email), wishes=wishes)
@@ -144,8 +141,10 @@ def portal(
     return_url: Annotated[str | None, typer.Option(help="Where the back button leads.")] = None,
 ) -> None:
     """Make a link to the customer portal. Example: polarcredits portal alice"""
+    from polarcredits.checkouts import open_portal
+
     with context.polar() as polar:
-        session = _session(polar, user, return_url)
+        session = open_portal(polar, user, customers=lambda: _customers(user), return_url=return_url)
     _show_in_browser(session.url, open_)
     document = {"url": session.url, "expires_at": session.expires_at, "user": user}
 
@@ -156,22 +155,11 @@ def portal(
     emit(document, people)
 
 
-def _session(polar: PolarApi, user: str, return_url: str | None) -> PortalSession:
-    """Open a session by external id, else by the customers that the ledger knows to be the user's."""
-    if not user.startswith("polar:") and polar.customer_of(user) is not None:
-        return polar.portal(user=user, return_url=return_url)
+def _customers(user: str) -> tuple[str, ...]:
     from polarcredits.ledger.readings import known_of
 
     with context.ledger() as ledger:
-        customers = known_of(ledger, user).customers
-    for customer in customers:
-        if polar.get("customer", customer) is not None:
-            return polar.portal(customer=customer, return_url=return_url)
-    raise NotFound(
-        f"Polar has no customer for {user!r}. They get one with: "
-        f"polarcredits checkout --plan pro --user {shlex.quote(user)}",
-        user=user,
-    )
+        return known_of(ledger, user).customers
 
 
 def sync(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, create_engine, event, exc
 from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
@@ -37,14 +37,22 @@ def sqlite_path(url: str) -> Path | None:
     return Path(parsed.database or "polarcredits.db")
 
 
-def make_engine(url: str) -> Engine:
-    """Return an engine for `sqlite:///…` or `postgresql://…`, set up as this module promises."""
+def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
+    """Return an engine for `sqlite:///…` or `postgresql://…`, set up as this module promises.
+
+    *busy_seconds* is how long a lock is waited for, by default BUSY_SECONDS on SQLite and for ever
+    on PostgreSQL. What the URL itself says (`?timeout=2`, `?connect_timeout=3`) goes before.
+    """
     parsed = _parsed(url)
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
         parsed, options = _pool(parsed)
+        if busy_seconds is not None:
+            bounds = _postgres_bounds(busy_seconds)
+            options["connect_args"] |= {n: value for n, value in bounds.items() if n not in parsed.query}
         return create_engine(parsed, pool_pre_ping=True, **options)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    patience = {} if "timeout" in parsed.query else {"timeout": busy_seconds or BUSY_SECONDS}
+    engine = create_engine(parsed, connect_args={"check_same_thread": False, **patience})
 
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
@@ -74,6 +82,18 @@ def _pool(url: URL) -> tuple[URL, dict[str, Any]]:
     return url.difference_update_query(given), {**_POOL, **numbers, "connect_args": prepare}
 
 
+def _postgres_bounds(seconds: float) -> dict[str, str | int]:
+    """Return what bounds every wait for a server: to reach it, for its locks, and once it is gone."""
+    return {
+        "connect_timeout": max(2, round(seconds)),
+        "options": f"-c lock_timeout={round(seconds * 1000)}",
+        "tcp_user_timeout": round(2 * seconds * 1000),
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+    }
+
+
 def _parsed(url: str) -> URL:
     try:
         return make_url(url)
@@ -84,8 +104,8 @@ def _parsed(url: str) -> URL:
 class Database:
     """A database and the two ways to use it: `write` and `read`."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = make_engine(url)
+    def __init__(self, url: str, *, busy_seconds: float | None = None) -> None:
+        self.engine = make_engine(url, busy_seconds=busy_seconds)
         self.sqlite = self.engine.dialect.name == "sqlite"
         writing = {"sqlite_begin": "IMMEDIATE"} if self.sqlite else {}
         reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -131,6 +151,11 @@ class Database:
         """Run *work* on one snapshot of the database; nothing is written."""
         with failures(), self._reader.connect() as connection:
             return work(connection)
+
+    def connections(self) -> tuple[int, int]:
+        """Return how many connections are idle, and how many in use."""
+        pool = self.engine.pool
+        return (pool.checkedin(), pool.checkedout()) if isinstance(pool, QueuePool) else (0, 0)
 
     def close(self) -> None:
         """Close every connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,10 +10,13 @@ from typing import Any, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, select
 
+from polarcredits.billing import PAID
 from polarcredits.entitlements import Shown
 from polarcredits.errors import InvalidInput, NotFound
+from polarcredits.facts import OrderFact
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
+from polarcredits.ledger.facts import observed
 from polarcredits.ledger.identity import account_of, find
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import Settled
@@ -20,6 +24,9 @@ from polarcredits.ledger.values import Balance, Transaction, transaction
 from polarcredits.lots import EntryType, Lot
 from polarcredits.periods import from_micros, to_micros
 from polarcredits.userids import PLACEHOLDER
+
+_RECENT = 20
+"""A checkout that somebody asks about is among a customer's last orders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +232,23 @@ def list_payments(ledger: Ledger, *, user: str | None = None, limit: int = 50) -
             }
             for row in connection.execute(_owned(connection, query, p.owner, user))
         ]
+
+    return ledger.reading(work)
+
+
+def buyer_of(ledger: Ledger, customer: str, checkout: str) -> str | None:
+    """Return the owner of the order that a customer's checkout led to, once it is known to be paid."""
+    p = t.payments.c
+    query = select(p.id, p.owner).where(p.customer_id == customer, p.status.in_(sorted(PAID)))
+
+    def work(connection: Connection) -> str | None:
+        recent = connection.execute(query.order_by(p.created_at.desc(), p.id).limit(_RECENT)).all()
+        told = observed(connection, OrderFact, [row.id for row in recent])
+        for row in recent:
+            bodies = (json.loads(fact.snapshot.body) for fact in told[row.id])
+            if any(body.get("checkout_id") == checkout for body in bodies):
+                return None if row.owner is None else str(row.owner)
+        return None
 
     return ledger.reading(work)
 

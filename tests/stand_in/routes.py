@@ -146,14 +146,15 @@ def _create_checkout(state: State, ids: list[str], query: Query, body: Document)
     if body.get("discount_id"):
         raise Refused(["body", "discount_id"], "Discount does not exist.")
     external = body.get("external_customer_id")
-    known = _by_external_id(state, [external], {}, {}) if external else None
+    named = state.find("customer", body.get("customer_id") or "")
+    known = _by_external_id(state, [external], {}, {}) if external else named
     id = str(uuid.uuid4())
     made = {
         "id": id,
-        "url": f"https://polar.example/checkout/{id}",
+        "url": f"{state.site}/checkout/{id}",
         "client_secret": f"polar_c_{id}",
         "expires_at": state.end_of_checkout(),
-        "success_url": body.get("success_url") or "https://polar.example/done",
+        "success_url": body.get("success_url") or f"{state.site}/done",
         "metadata": body.get("metadata", {}),
         "customer_id": known["id"] if known else None,
         "external_customer_id": external,
@@ -183,7 +184,7 @@ def _create_session(state: State, ids: list[str], query: Query, body: Document) 
         "token": f"polar_cst_{id}",
         "expires_at": state.end_of_checkout(),
         "return_url": body.get("return_url"),
-        "customer_portal_url": f"https://polar.example/portal?customer_session_token=polar_cst_{id}",
+        "customer_portal_url": f"{state.site}/portal?customer_session_token=polar_cst_{id}",
         "customer_id": known["id"],
         "customer": known,
     }

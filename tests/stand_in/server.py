@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.stand_in.documents import input_problem, problem
 from tests.stand_in.routes import Refused, Route, route_of
+from tests.stand_in.site import Shown, show
 from tests.stand_in.state import State
 
 TOKEN = "polar_oat_stand_in_0123456789"
@@ -128,6 +129,11 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            with polar.lock:
+                shown = show(polar.state, self.command, urlsplit(self.path).path)
+            if shown is not None:
+                self._show(shown)
+                return
             rude = polar.next_misbehaviour(self.command, self.path)
             with polar.lock:
                 honest = rude is None or rude.after or rude.kind in _TWISTS
@@ -149,6 +155,16 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
                 self._send(status, raw, rude)
             else:
                 self._break_off(rude.kind if rude else "")
+
+        def _show(self, shown: Shown) -> None:
+            raw = shown.html.encode()
+            self.send_response(shown.status)
+            self.send_header("content-type", "text/html; charset=utf-8")
+            self.send_header("content-length", str(len(raw)))
+            if shown.location is not None:
+                self.send_header("location", shown.location)
+            self.end_headers()
+            self.wfile.write(raw)
 
         def _misbehaved(self, rude: Misbehaviour, status: int, document: Any) -> tuple[int, bytes]:
             """Return the rude answer; status 0 where there is none."""

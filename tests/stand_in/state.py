@@ -38,6 +38,8 @@ class State:
         self.organization_id = make_id("organization")
         self.objects: dict[str, dict[str, Document]] = {kind: {} for kind in MODELS}
         self.several_subscriptions = False
+        self.site = "https://polar.example"
+        """Where buyers see Polar's pages."""
 
     def now(self) -> datetime:
         """Return Polar's time."""

@@ -1,0 +1,73 @@
+"""The application: every route of the server, and what runs beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from polarcredits.server.context import ServerContext
+from polarcredits.server.healing import Healing
+from polarcredits.server.health import Health
+from polarcredits.server.log import JsonLog
+from polarcredits.server.metrics import Metrics
+from polarcredits.server.observed import Observed
+from polarcredits.server.pages import page_routes
+from polarcredits.server.webhooks import Receiver
+
+_SAMPLE_SECONDS = 5.0
+
+
+def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIApp:
+    """Return the application of one worker; it owns neither the ledger nor the log."""
+    receiver = Receiver(context, log=log, metrics=metrics)
+    health = Health(context, log=log, metrics=metrics)
+    healing = Healing(context, log=log, metrics=metrics)
+
+    async def sample() -> None:
+        while True:
+            health.sample()
+            await asyncio.sleep(_SAMPLE_SECONDS)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        beside = [asyncio.create_task(healing.run()), asyncio.create_task(sample())]
+        try:
+            yield
+        finally:
+            for task in beside:
+                task.cancel()
+            for task in beside:
+                with suppress(asyncio.CancelledError):
+                    await task
+            await receiver.close()
+
+    app = Starlette(
+        routes=[
+            Route("/webhooks/polar", receiver.receive, methods=["POST"]),
+            Route("/healthz", health.healthz),
+            Route("/readyz", health.readyz),
+            Route("/metrics", health.metrics),
+            *page_routes(context),
+        ],
+        lifespan=lifespan,
+        exception_handlers={404: _told, 405: _told},
+    )
+    app.router.redirect_slashes = False
+    return Observed(app, log=log, metrics=metrics)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """Answer what has no route, or none of that method."""
+    status = getattr(error, "status_code", 404)
+    code, message = ("no_such_path", "There is nothing here.")
+    if status == 405:
+        code, message = ("no_such_method", "This path does not take that method.")
+    headers = getattr(error, "headers", None)
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)

@@ -1,0 +1,89 @@
+"""Around every request: its id, its line in the log, its place in the metrics."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polarcredits.server.log import JsonLog
+from polarcredits.server.metrics import Metrics
+
+ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout", "/checkout/success")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+_LONGEST_SEGMENT = 20
+_LONGEST_PATH = 100
+
+
+class Observed:
+    """The application, observed. Nothing that is secret reaches the log or a label.
+
+    Queries, headers and bodies are never looked at; a path is written only as far as it holds no token.
+    """
+
+    def __init__(self, app: ASGIApp, *, log: JsonLog, metrics: Metrics) -> None:
+        self._app = app
+        self._log = log
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; whatever becomes of it is noted."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            seconds = time.perf_counter() - began
+            route = route_of(scope["path"])
+            self._metrics.seconds.labels(route).observe(seconds)
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._log.write(
+                "request",
+                method=scope["method"][:10],
+                path=shown_path(scope["path"]),
+                status=status,
+                ms=round(seconds * 1000, 1),
+                client=(scope.get("client") or ("",))[0][:64],
+                request_id=request_id,
+                **state.get("told", {}),
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the caller's x-request-id if there is one and it can do no harm, else a new one."""
+    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        text: str = given[0].decode()
+        return text
+    return uuid.uuid4().hex
+
+
+def route_of(path: str) -> str:
+    """Return the route that *path* is, for a label: one of few."""
+    if path in ROUTES:
+        return path
+    return "/billing/{token}" if path.startswith("/billing/") else "other"
+
+
+def shown_path(path: str) -> str:
+    """Return *path* for the log, without what may be a token."""
+    if path.startswith("/billing/"):
+        return "/billing/…"
+    parts = ("…" if len(part) > _LONGEST_SEGMENT else part for part in path.split("/"))
+    return "/".join(parts)[:_LONGEST_PATH]

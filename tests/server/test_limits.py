@@ -1,0 +1,177 @@
+"""Slow, many and silent clients: bounded in time and memory, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.server.conftest import sqlite
+from tests.server.serving import Serving, serving
+from tests.server.wire import PATH, Answer, Sending, answer, exchange, flood, recordings, request, told
+
+GOOD = recordings()[0]
+GET = f"GET {PATH.replace('/webhooks/polar', '/healthz')} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+
+
+async def drip(port: int, data: bytes, *, at_once: int, pause: float) -> tuple[Answer | None, float]:
+    """Send some bytes at once and the rest one by one; return what was answered, and when it ended."""
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    got = None
+
+    async def write() -> None:
+        writer.write(data[:at_once])
+        for index in range(at_once, len(data)):
+            await asyncio.sleep(pause)
+            writer.write(data[index : index + 1])
+            await writer.drain()
+
+    writing = asyncio.create_task(write())
+    with suppress(OSError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(25):
+            got = await answer(reader)
+            while await reader.read(1000):
+                pass
+    ended = time.monotonic() - began
+    writing.cancel()
+    with suppress(OSError, asyncio.CancelledError):
+        await writing
+    writer.close()
+    return got, ended
+
+
+def test_slow_senders(server: Serving) -> None:
+    """Who sends nothing, half a head or half a body is let go in about ten seconds; others are served."""
+    whole = request(GOOD.raw, GOOD.headers())
+    head = len(whole) - len(GOOD.raw)
+    chunks = request(b"", GOOD.headers() | {"transfer-encoding": "chunked"}, length=False)
+
+    async def trial() -> tuple[list[tuple[Answer | None, float]], list[int]]:
+        slow = asyncio.gather(
+            drip(server.port, whole, at_once=0, pause=1000),
+            drip(server.port, whole, at_once=40, pause=0.2),
+            drip(server.port, whole, at_once=head, pause=1000),
+            drip(server.port, whole, at_once=head + 100, pause=0.2),
+            drip(server.port, chunks + b"5\r\nhello\r\n" * 1000, at_once=len(chunks), pause=0.2),
+            drip(server.port, GET + b"x" * 1000, at_once=len(GET), pause=0.2),
+        )
+        served: list[Answer] = []
+        while not slow.done():
+            sending = Sending(id=f"meanwhile-{len(served)}", raw=GOOD.raw)
+            served.append(await exchange(server.port, request(sending.raw, sending.headers())))
+            await asyncio.sleep(0.5)
+        return list(await slow), [each.status for each in served]
+
+    slow, served = asyncio.run(trial())
+    assert [got and got.status for got, _ in slow] == [None, None, 408, 408, 408, 200]
+    assert all(seconds < 15 for _, seconds in slow), slow
+    assert served
+    assert set(served) == {202}
+
+
+def test_a_thousand_connections(server: Serving) -> None:
+    """A thousand that are open and silent cost nobody else anything; all of them can then deliver."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+
+    async def trial() -> list[int]:
+        streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(1000)]
+        assert (await exchange(server.port, GET)).status == 200
+        found = []
+        for number, (_, writer) in enumerate(streams):
+            sending = told(f"many-{number}", {"type": "x", "timestamp": "2026-01-01T00:00:00Z"})
+            writer.write(request(sending.raw, sending.headers()))
+            if number % 50 == 49:
+                found += [(await answer(each)).status for each, _ in streams[number - 49 : number + 1]]
+        for _, writer in streams:
+            writer.close()
+        return found
+
+    try:
+        assert asyncio.run(trial()) == [202] * 1000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_large_bodies_are_few_at_a_time(server: Serving) -> None:
+    """So many large bodies may be on their way; one more is refused, a small one never."""
+    large = request(b"x" * 1_000_000, GOOD.headers())[:200_000]
+
+    async def trial() -> tuple[list[Answer], Answer]:
+        streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(33)]
+        for _, writer in streams:
+            writer.write(large)
+        first = [asyncio.create_task(answer(reader)) for reader, _ in streams]
+        done, _ = await asyncio.wait(first, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        small = Sending(id="small", raw=GOOD.raw)
+        served = await exchange(server.port, request(small.raw, small.headers()))
+        for _, writer in streams:
+            writer.close()
+        refused = [each.result() for each in done]
+        await asyncio.gather(*first, return_exceptions=True)
+        return refused, served
+
+    refused, served = asyncio.run(trial())
+    assert [each.status for each in refused] == [503]
+    assert served.status == 202
+
+
+def test_pipelined(server: Serving) -> None:
+    """Requests that are sent without waiting for answers get theirs, in order."""
+
+    async def trial() -> list[int]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for number in range(3):
+            each = Sending(id=f"pipelined-{number}", raw=GOOD.raw)
+            writer.write(request(each.raw, each.headers()))
+        writer.write(GET)
+        found = [(await answer(reader)).status for _ in range(4)]
+        writer.close()
+        return found
+
+    assert asyncio.run(trial()) == [202, 202, 202, 200]
+
+
+def test_clients_that_leave(server: Serving) -> None:
+    """Who leaves amid a body, or before the answer, harms nobody."""
+
+    async def trial() -> None:
+        for cut in (10, 200, 600, len(GOOD.raw)):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            sending = Sending(id=f"left-{cut}", raw=GOOD.raw)
+            writer.write(request(sending.raw, sending.headers())[:-cut])
+            await writer.drain()
+            writer.write_eof() if cut == 200 else writer.transport.abort()
+            writer.close()
+
+    asyncio.run(trial())
+    assert server.get("/healthz") == (200, '{"status":"ok"}')
+    assert [line for line in server.lines() if line["event"] == "library" and line["level"] == "error"] == []
+
+
+def test_an_unread_log_delays_nobody(tmp_path: Path) -> None:
+    """Nobody reads stderr and its pipe is full: answers come as ever, lines are dropped and counted."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while os.write(write, b"x" * 4096):
+            pass
+    os.set_blocking(write, True)
+    url = sqlite(tmp_path)
+    sendings = [
+        told(f"evt-{number}", {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}) for number in range(5000)
+    ]
+    with serving(tmp_path / "run", url, stderr=write) as server:
+        sent = asyncio.run(flood(server.port, sendings))
+        assert {each.answer and each.answer.status for each in sent} == {202}
+        server.get("/metrics")
+        text = server.get("/metrics")[1]
+        assert server.stop() == 0
+    os.close(write)
+    os.close(read)
+    dropped = next(line for line in text.splitlines() if line.startswith("polarcredits_log_lines_dropped_t"))
+    assert float(dropped.split()[1]) > 500

@@ -1,0 +1,97 @@
+"""A database that is away or locked: 503 meanwhile, nothing lost, healthy again without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polarcredits.ledger import schema
+from polarcredits.ledger.database import Database
+from tests.postgres import Postgres, postgres_server
+from tests.server.conftest import sqlite
+from tests.server.serving import serving
+from tests.server.test_deliveries import stored
+from tests.server.wire import Sent, flood, post, told
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of the test's own, to stop and start; its database is migrated."""
+    with postgres_server() as server:
+        database = Database(server.get_uri())
+        schema.upgrade(database)
+        database.close()
+        yield server
+
+
+def test_postgresql_restarted_under_load(own_postgres: Postgres, tmp_path: Path) -> None:
+    """While PostgreSQL is away deliveries get 503 and are sent again; readiness tells; then all is well."""
+    url = own_postgres.get_uri()
+    waiting = [
+        told(f"evt-{number}", {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}) for number in range(300)
+    ]
+    taken: dict[str, int] = {}
+
+    def note(sent: Sent) -> None:
+        if sent.answer is not None and sent.answer.status == 202:
+            taken[sent.sending.id] = taken.get(sent.sending.id, 0) + 1
+
+    with serving(tmp_path / "run", url, options=["--workers", "2"]) as server:
+        asyncio.run(flood(server.port, waiting[:100], connections=16, seen=note))
+
+        async def outage() -> list[Sent]:
+            loading = asyncio.create_task(flood(server.port, waiting[100:200], connections=16, seen=note))
+            await asyncio.to_thread(own_postgres.stop)
+            await loading
+            return await flood(server.port, waiting[200:], connections=16, seen=note)
+
+        assert {each.answer and each.answer.status for each in asyncio.run(outage())} == {503}
+        assert server.get("/readyz")[0] == 503
+        assert server.get("/healthz")[0] == 200
+        assert "polarcredits_database_up 0.0" in server.get("/metrics")[1]
+        own_postgres.start()
+        server.ready()
+        assert set(taken) <= stored(url)
+        again = [each for each in waiting if each.id not in taken]
+        sent = asyncio.run(flood(server.port, again, connections=16, seen=note))
+        assert {each.answer and each.answer.status for each in sent} == {202}
+        assert "polarcredits_database_up 1.0" in server.get("/metrics")[1]
+    assert len(taken) == 300
+    assert stored(url) == set(taken)
+
+
+def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:
+    """A lock that outlasts the busy timeout: 503 well within Polar's ten seconds, and nothing is stored."""
+    url = sqlite(tmp_path)
+    event = told("locked-out", {"type": "x", "timestamp": "2026-01-01T00:00:00Z"})
+    with serving(tmp_path / "run", url) as server:
+        other = sqlite3.connect(tmp_path / "credits.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        locked = post(server.port, event)
+        assert time.monotonic() - began < 8
+        assert (locked.status, locked.headers["retry-after"]) == (503, "5")
+        assert server.get("/readyz")[0] == 200
+        other.execute("ROLLBACK")
+        other.close()
+        assert stored(url) == set()
+        assert post(server.port, event).json == {"status": "ignored"}
+    assert stored(url) == {"locked-out"}
+
+
+def test_the_url_says_how_long_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """`?timeout=` in the URL goes before the server's own patience."""
+    url = f"{sqlite(tmp_path)}?timeout=0.1"
+    event = told("locked-out", {"type": "x", "timestamp": "2026-01-01T00:00:00Z"})
+    with serving(tmp_path / "run", url) as server:
+        other = sqlite3.connect(tmp_path / "credits.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert post(server.port, event).status == 503
+        assert time.monotonic() - began < 2
+        other.close()
