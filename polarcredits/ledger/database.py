@@ -130,13 +130,18 @@ def failures() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _AGAIN:
+        if may_succeed_again(error):
             raise
         raise named(error) from error
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
     except exc.TimeoutError as error:
         raise DatabaseBusy("No database connection became free in time; try again.") from error
+
+
+def may_succeed_again(error: Exception) -> bool:
+    """Say whether what failed only lost a race, and is to be run again, whole."""
+    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
 
 
 def named(error: exc.DBAPIError) -> DatabaseError:
@@ -191,11 +196,13 @@ def _insert(dialect: str, table: Table) -> Any:
     return postgresql.insert(table)
 
 
-def upsert_all(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, object]]) -> None:
+def upsert_all(
+    connection: Connection, table: Table, key: tuple[str, ...], rows: Sequence[Mapping[str, object]]
+) -> None:
     """Insert or update rows by their *key*, all with the same columns; columns not given stay."""
     if rows:
-        columns = tuple(name for name in rows[0] if name != key)
-        connection.execute(_upsert(connection.dialect.name, table, (key,), columns), rows)
+        columns = tuple(sorted(rows[0].keys() - set(key)))
+        connection.execute(_upsert(connection.dialect.name, table, key, columns), rows)
 
 
 @cache

@@ -1,30 +1,33 @@
-"""The stored events, and the one transaction that stores and applies one (docs/rules.md §8.2)."""
+"""The stored events: how they are found, read in order, and when a failed one is tried again (§8)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar, get_args
+from datetime import datetime, timedelta
+from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, Row, func, select, text, update
+from sqlalchemy import Connection, Row, Select, func, select, text, tuple_
 
 from polarcredits.errors import InvalidInput
-from polarcredits.facts import Fact
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, micros, moment
-from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.ingest import apply_facts, stamp
+from polarcredits.ledger.account import micros, moment
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import from_micros, to_micros
 
-T = TypeVar("T")
 EventStatus = Literal["applied", "ignored", "failed"]
 FAILED = text("status = 'failed'")
 """Literal, so that the index of failed events is used."""
-_BATCHES = 712906
-"""The advisory lock of batches; migrations have the one before."""
+ATTEMPTS = 10
+"""After so many an event is dead: it stays among the failed ones, and is no longer tried by itself."""
+
+
+def next_attempt(attempts: int, now: datetime) -> datetime | None:
+    """Return when an event that failed for the n-th time is tried again: 1, 2, 4 … minutes, then never."""
+    if attempts >= ATTEMPTS:
+        return None
+    return now + min(timedelta(minutes=2 ** (attempts - 1)), timedelta(hours=6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,115 +58,96 @@ class EventRow:
         return loaded if isinstance(loaded, dict) else {}
 
 
-class EventStore:
-    """Reads and writes the inbox."""
+def find(ledger: Ledger, id: str) -> EventRow | None:
+    """Return a stored event."""
 
-    def __init__(self, ledger: Ledger, environment: str) -> None:
-        self._ledger = ledger
-        self._environment = environment
+    def work(connection: Connection) -> EventRow | None:
+        row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
+        return event_of(row) if row else None
 
-    def together(self, work: Callable[[Ledger], T]) -> T:
-        """Run *work* with a ledger whose every operation is part of one transaction.
+    return ledger.reading(work)
 
-        On PostgreSQL one such batch at a time, on whatever host: two that touch the same events and
-        customers in different orders would wait for each other (SQLite has one writer anyway).
-        """
 
-        def alone(connection: Connection) -> T:
-            if connection.dialect.name == "postgresql":
-                connection.execute(select(func.pg_advisory_xact_lock(_BATCHES)))
-            return work(self._ledger.using(connection))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which events: by what became of them, type, user and when they came.
 
-        return self._ledger.in_transaction(alone)
+    Raises InvalidInput where *status* is none of theirs. `failed` means the dead ones too, `dead`
+    only those.
+    """
 
-    def find(self, id: str) -> EventRow | None:
-        """Return a stored event."""
+    status: str | None = None
+    type: str | None = None
+    user: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
-        def work(connection: Connection) -> EventRow | None:
-            row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
-            return _event(row) if row else None
-
-        return self._ledger.reading(work)
-
-    def list(
-        self,
-        *,
-        status: str | None = None,
-        type: str | None = None,
-        user: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = 50,
-    ) -> list[EventRow]:
-        """Return stored events, newest first. Raises InvalidInput where *status* is none of theirs.
-
-        `failed` shows the dead ones too, `dead` only those.
-        """
+    def __post_init__(self) -> None:
+        """Refuse a status that no event has."""
         known = (*get_args(EventStatus), "dead")
-        if status is not None and status not in known:
-            raise InvalidInput(f"No event is {status!r}; there are {', '.join(known)}.")
+        if self.status is not None and self.status not in known:
+            raise InvalidInput(f"No event is {self.status!r}; there are {', '.join(known)}.")
+
+    def of(self, query: Select[Any]) -> Select[Any]:
+        """Return *query* for these events only."""
         e = t.events.c
-        query = select(t.events).order_by(e.received_at.desc(), e.id)
-        if status in ("failed", "dead"):
+        if self.status in ("failed", "dead"):
             query = query.where(FAILED)
-        if status == "dead":
-            query = query.where(e.next_attempt_at.is_(None))
-        elif status is not None:
-            query = query.where(e.status == status)
-        for column, value in ((e.type, type), (e.user_id, user)):
-            if value is not None:
-                query = query.where(column == value)
-        if since is not None:
-            query = query.where(e.received_at >= to_micros(since))
-        if until is not None:
-            query = query.where(e.received_at < to_micros(until))
-        query = query.limit(limit)
-        return self._ledger.reading(lambda c: [_event(row) for row in c.execute(query)])
-
-    def apply(self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool) -> str | None:
-        """Store and apply in one transaction; None if another process had stored it, "" for no user."""
-        call = Call(now=now, wall=datetime.now(UTC), actor=f"webhook:{row.id}", event=row.id)
-
-        def work(connection: Connection) -> str | None:
-            if new and not insert_once(connection, t.events, **_values(row)):
-                return None
-            stamp(connection, self._environment)
-            user = None
-            if facts and row.occurred_at is not None:
-                users = apply_facts(connection, self._ledger.catalog, facts, call, row.occurred_at)
-                user = next(iter(users), None)
-            e = t.events.c
-            values = {**_values(row), "user_id": user}
-            connection.execute(update(t.events).where(e.id == row.id).values(values))
-            return user or ""
-
-        return self._ledger.in_transaction(work)
-
-    def due(self, now: datetime, most: int) -> Sequence[EventRow]:
-        """Lock and return failed events whose time has come, in the order they came.
-
-        Those that another process is at are left to it.
-        """
-
-        def work(connection: Connection) -> list[EventRow]:
-            due = t.events.c.next_attempt_at
-            query = select(t.events).where(FAILED, due <= to_micros(now)).order_by(due).limit(most)
-            return [_event(row) for row in connection.execute(query.with_for_update(skip_locked=True))]
-
-        return sorted(self._ledger.in_transaction(work), key=lambda row: (row.received_at, row.id))
-
-    def keep(self, row: EventRow, *, new: bool) -> None:
-        """Keep an event that could not be applied, with its error."""
-
-        def work(connection: Connection) -> None:
-            if not (new and insert_once(connection, t.events, **_values(row))):
-                e = t.events.c
-                connection.execute(update(t.events).where(e.id == row.id).values(_values(row)))
-
-        self._ledger.in_transaction(work)
+            query = query.where(e.next_attempt_at.is_(None)) if self.status == "dead" else query
+        elif self.status is not None:
+            query = query.where(e.status == self.status)
+        for column, value in ((e.type, self.type), (e.user_id, self.user)):
+            query = query if value is None else query.where(column == value)
+        if self.since is not None:
+            query = query.where(e.received_at >= to_micros(self.since))
+        if self.until is not None:
+            query = query.where(e.received_at < to_micros(self.until))
+        return query
 
 
-def _values(row: EventRow) -> dict[str, Any]:
+def newest(ledger: Ledger, wanted: Wanted, limit: int | None) -> list[EventRow]:
+    """Return events, newest first."""
+    e = t.events.c
+    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id).limit(limit)
+    return _read(ledger, query)
+
+
+def count(ledger: Ledger, wanted: Wanted) -> int:
+    """Return how many events there are."""
+    query = wanted.of(select(func.count()).select_from(t.events))
+    return ledger.reading(lambda connection: int(connection.execute(query).scalar_one()))
+
+
+def in_order(ledger: Ledger, wanted: Wanted, size: int) -> Iterator[list[EventRow]]:
+    """Yield events in the order they came, *size* at a time, each page read when it is asked for."""
+    e = t.events.c
+    place = tuple_(e.received_at, e.id)
+    query = wanted.of(select(t.events)).order_by(e.received_at, e.id).limit(size)
+    page = _read(ledger, query)
+    while page:
+        yield page
+        last = page[-1]
+        beyond = query.where(place > (to_micros(last.received_at), last.id))
+        page = _read(ledger, beyond)
+
+
+def _read(ledger: Ledger, query: Select[Any]) -> list[EventRow]:
+    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query)])
+
+
+def due(connection: Connection, now: datetime, most: int) -> list[EventRow]:
+    """Lock and return failed events whose time has come, in the order they came.
+
+    Those that another process is at are left to it.
+    """
+    at = t.events.c.next_attempt_at
+    query = select(t.events).where(FAILED, at <= to_micros(now)).order_by(at).limit(most)
+    rows = connection.execute(query.with_for_update(skip_locked=True))
+    return sorted(map(event_of, rows), key=lambda row: (row.received_at, row.id))
+
+
+def values_of(row: EventRow) -> dict[str, Any]:
+    """Return the columns of an event."""
     return {
         "id": row.id,
         "type": row.type,
@@ -178,7 +162,8 @@ def _values(row: EventRow) -> dict[str, Any]:
     }
 
 
-def _event(row: Row[Any]) -> EventRow:
+def event_of(row: Row[Any]) -> EventRow:
+    """Return the event of a row."""
     return EventRow(
         id=row.id,
         type=row.type,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, insert, select, update
@@ -63,6 +64,26 @@ def _load_some(connection: Connection, ids: Sequence[int], lock: bool) -> dict[i
         )
         for row in balances
     }
+
+
+def new_account(id: int, user: str, plan: str, created_at: datetime) -> LoadedAccount:
+    """Return an account that was inserted just now and has nothing yet."""
+    return LoadedAccount(
+        id=id,
+        user=user,
+        created_at=created_at,
+        plan=plan,
+        balance=0,
+        held=0,
+        sequence=0,
+        settled_sequence=0,
+        next_due_at=0,
+        closed=False,
+        last_occurred_at=0,
+        loaded_at=0,
+        book=Book(lots=[]),
+        holds=[],
+    )
 
 
 def _settled(

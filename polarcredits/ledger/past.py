@@ -18,7 +18,7 @@ from polarcredits.billing import LIVE, Subscription
 from polarcredits.entitlements import AccountFacts, entitlements
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
-from polarcredits.ledger.facts import account_facts
+from polarcredits.ledger.known import account_facts
 from polarcredits.ledger.reconcile import Settled, known_terms
 from polarcredits.ledger.reversal import overlap
 from polarcredits.lots import Lot

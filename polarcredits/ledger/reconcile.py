@@ -26,8 +26,8 @@ from polarcredits.ledger.account import (
     LoadedAccount,
 )
 from polarcredits.ledger.database import insert_each_once
-from polarcredits.ledger.facts import account_facts, is_closed
 from polarcredits.ledger.keeping import load, save_all
+from polarcredits.ledger.known import KnownFacts
 from polarcredits.lots import Lot
 from polarcredits.periods import format_time, from_micros, to_micros
 from polarcredits.plans import Catalog
@@ -86,9 +86,9 @@ def true_at(
     details: Mapping[Lot, Details] = MappingProxyType({}),
 ) -> Settled:
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
-    facts = account_facts(connection, loaded.user)
-    terms, closed = known_terms(connection, [facts]), is_closed(connection, loaded.user)
-    heard = Heard(facts=facts, terms=terms, closed=closed)
+    known = KnownFacts(connection)
+    facts, closed = known.of(loaded.user), known.is_closed(loaded.user)
+    heard = Heard(facts=facts, terms=known_terms(connection, [facts]), closed=closed)
     return true_by(heard, catalog, loaded, call, news=news, details=details)
 
 

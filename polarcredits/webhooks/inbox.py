@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
-from polarcredits.errors import DatabaseError, InvalidInput, NotFound, PolarCreditsError
-from polarcredits.ledger.events import EventRow, EventStore
+from polarcredits.errors import InvalidInput, NotFound
+from polarcredits.ledger.applying import APPLY_FAILURES, Applier, Result, Told, why
+from polarcredits.ledger.events import EventRow, Wanted, count, find, in_order, newest
+from polarcredits.ledger.facts import observe
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.webhooks.payloads import read_facts, usable_time
 from polarcredits.webhooks.reading import BarePayload, Broken, Element
@@ -28,15 +30,15 @@ class Outcome:
     error: str | None = None
 
 
-ATTEMPTS = 10
-"""After so many an event is dead: it stays among the failed ones, and is no longer tried by itself."""
+T = TypeVar("T")
+BATCH = 250
+"""How many events are taken in one transaction where there are many."""
 
 
-def next_attempt(attempts: int, now: datetime) -> datetime | None:
-    """Return when an event that failed for the n-th time is tried again: 1, 2, 4 … minutes, then never."""
-    if attempts >= ATTEMPTS:
-        return None
-    return now + min(timedelta(minutes=2 ** (attempts - 1)), timedelta(hours=6))
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut *items* into what is taken in one transaction each."""
+    for at in range(0, len(items), BATCH):
+        yield items[at : at + BATCH]
 
 
 class Inbox:
@@ -46,7 +48,7 @@ class Inbox:
         self._ledger = ledger
         self._environment = environment
         self._secrets = secrets
-        self._store = EventStore(ledger, environment)
+        self._applier = Applier(ledger, environment)
 
     def ingest(
         self,
@@ -57,26 +59,43 @@ class Inbox:
         allow_triggered: bool = False,
     ) -> Outcome:
         """Take one element of a file; a refused one changes nothing."""
+        return self.ingest_many([element], now=now, unsigned=unsigned, allow_triggered=allow_triggered)[0]
+
+    def ingest_many(
+        self,
+        elements: Sequence[Element],
+        *,
+        now: datetime,
+        unsigned: bool = False,
+        allow_triggered: bool = False,
+    ) -> Sequence[Outcome]:
+        """Take elements of a file in one transaction; a refused one changes nothing."""
+        read = [self._deliver(element, now, unsigned, allow_triggered) for element in elements]
+        deliveries = [each for each in read if isinstance(each, Delivery)]
+        taken = iter(self.take_many(deliveries, now=now))
+        return [next(taken) if isinstance(each, Delivery) else each for each in read]
+
+    def _deliver(
+        self, element: Element, now: datetime, unsigned: bool, allow_triggered: bool
+    ) -> Delivery | Outcome:
+        """Return an element's delivery, or why it is refused."""
         if isinstance(element, Broken):
             return _refused(f"{element.where}: {element.error}")
         if isinstance(element, BarePayload):
             if not unsigned:
                 return _refused(f"{element.where}: carries no signature; take it with --unsigned")
             kind = element.payload.get("type")
-            return self.take(
-                Delivery(
-                    id=element.id,
-                    type=kind if isinstance(kind, str) and kind.strip() else None,
-                    timestamp=usable_time(element.payload.get("timestamp")),
-                    raw=element.raw,
-                    payload=element.payload,
-                    sent_at=now,
-                    triggered=False,
-                ),
-                now=now,
+            return Delivery(
+                id=element.id,
+                type=kind if isinstance(kind, str) and kind.strip() else None,
+                timestamp=usable_time(element.payload.get("timestamp")),
+                raw=element.raw,
+                payload=element.payload,
+                sent_at=now,
+                triggered=False,
             )
         try:
-            delivery = verify(
+            return verify(
                 element.raw,
                 element.headers,
                 self._secrets,
@@ -85,25 +104,10 @@ class Inbox:
             )
         except SignatureRefused as refusal:
             return _refused(f"{element.where}: {refusal.message}", element.headers)
-        return self.take(delivery, now=now)
 
     def take(self, delivery: Delivery, *, now: datetime) -> Outcome:
         """Store and apply a verified delivery, once whatever the number of times it comes."""
-        known = self.known(delivery.id)
-        if known is not None:
-            return known
-        row = EventRow(
-            id=delivery.id,
-            type=delivery.type,
-            status="applied",
-            attempts=1,
-            error=None,
-            user=None,
-            occurred_at=delivery.timestamp,
-            received_at=now,
-            raw=delivery.raw,
-        )
-        return self._apply(row, delivery.payload, now=now, new=True)
+        return self.take_many([delivery], now=now)[0]
 
     def take_many(self, deliveries: Sequence[Delivery], *, now: datetime) -> list[Outcome]:
         """Store and apply verified deliveries in one transaction; each has its own outcome, in order.
@@ -111,83 +115,88 @@ class Inbox:
         One that cannot be applied is kept as failed and undoes no other. Raises DatabaseError or
         ConfigError for all of them: then none was stored.
         """
-
-        def work(ledger: Ledger) -> list[Outcome]:
-            joined = Inbox(ledger, environment=self._environment, secrets=self._secrets)
-            return [joined.take(delivery, now=now) for delivery in deliveries]
-
-        return self._store.together(work)
+        told = [_read(_event(delivery, now), delivery.payload) for delivery in deliveries]
+        return [_outcome(result) for result in self._applier.take(told, now=now)]
 
     def known(self, id: str) -> Outcome | None:
         """Return what became of an event that is stored, as a duplicate."""
-        row = self._store.find(id)
+        row = find(self._ledger, id)
         return None if row is None else _duplicate(row)
 
     def again(self, row: EventRow, *, now: datetime) -> Outcome:
         """Apply a stored event once more (`retry`, `replay`): what it says is known changes nothing."""
-        attempt = replace(row, attempts=row.attempts + 1)
-        return self._apply(attempt, row.payload, now=now, new=False)
+        return self.again_many([row], now=now)[0]
+
+    def again_many(self, rows: Sequence[EventRow], *, now: datetime) -> Sequence[Outcome]:
+        """Apply stored events once more, in one transaction. Raises as `take_many` does."""
+        return [_outcome(result) for result in self._applier.again(list(map(_reread, rows)), now=now)]
 
     def retry_due(self, *, now: datetime, most: int = 100) -> Sequence[Outcome]:
         """Apply failed events whose time has come, in one transaction (docs/rules.md §8.4).
 
-        Raises DatabaseError; then all of them stay as they were.
+        Raises as `take_many` does; then all of them stay as they were.
         """
-
-        def work(ledger: Ledger) -> Sequence[Outcome]:
-            joined = Inbox(ledger, environment=self._environment, secrets=self._secrets)
-            return [joined.again(row, now=now) for row in joined._store.due(now, most)]
-
-        return self._store.together(work)
+        return [_outcome(result) for result in self._applier.due_again(_reread, now=now, most=most)]
 
     def stored(self, id: str) -> EventRow:
         """Return a stored event, or raise NotFound."""
-        row = self._store.find(id)
+        row = find(self._ledger, id)
         if row is None:
             raise NotFound(f"No event {id!r}. See: polarcredits webhooks list", event=id)
         return row
 
-    def list(self, **filters: Any) -> list[EventRow]:
-        """Return stored events, newest first."""
-        return self._store.list(**filters)
+    def list(self, *, limit: int | None = 50, **wanted: Any) -> list[EventRow]:
+        """Return stored events, newest first; see `Wanted`."""
+        return newest(self._ledger, Wanted(**wanted), limit)
 
-    def _apply(self, row: EventRow, payload: dict[str, Any], *, now: datetime, new: bool) -> Outcome:
-        try:
-            if row.type is None or row.occurred_at is None:
-                raise InvalidInput("the event has no usable type or timestamp")
-            facts = read_facts(row.type, payload.get("data"), row.occurred_at)
-            status = "applied" if facts else "ignored"
-            done = replace(row, status=status, error=None, next_attempt_at=None)
-            user = self._store.apply(done, facts, now=now, new=new)
-        except DatabaseError:
-            raise
-        except _APPLY_FAILURES as error:
-            message = error.message if isinstance(error, PolarCreditsError) else _told(error)
-            if isinstance(error, PolarCreditsError) and error.code == "config":
-                raise
-            again = next_attempt(row.attempts, now)
-            failed = replace(row, status="failed", error=message, next_attempt_at=again)
-            self._store.keep(failed, new=new)
-            return Outcome(id=row.id, type=row.type, status="failed", error=message)
-        if user is None:
-            return _duplicate(self.stored(row.id))
-        return Outcome(id=row.id, type=row.type, status=status, user=user or None)
+    def count(self, **wanted: Any) -> int:
+        """Return how many events are stored; see `Wanted`."""
+        return count(self._ledger, Wanted(**wanted))
+
+    def pages(self, **wanted: Any) -> Iterator[Sequence[EventRow]]:
+        """Yield stored events a page at a time, in the order they came; see `Wanted`."""
+        return in_order(self._ledger, Wanted(**wanted), BATCH)
 
 
-_APPLY_FAILURES = (
-    PolarCreditsError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+def _event(delivery: Delivery, now: datetime) -> EventRow:
+    return EventRow(
+        id=delivery.id,
+        type=delivery.type,
+        status="applied",
+        attempts=1,
+        error=None,
+        user=None,
+        occurred_at=delivery.timestamp,
+        received_at=now,
+        raw=delivery.raw,
+    )
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+def _reread(row: EventRow) -> Told:
+    attempt = replace(row, attempts=row.attempts + 1, error=None, next_attempt_at=None)
+    return replace(_read(attempt, row.payload), before=row.status)
+
+
+def _read(event: EventRow, payload: dict[str, Any]) -> Told:
+    """Read what an event tells; one that cannot be read has failed."""
+    try:
+        if event.type is None or event.occurred_at is None:
+            raise InvalidInput("the event has no usable type or timestamp")
+        told = [observe(fact) for fact in read_facts(event.type, payload.get("data"), event.occurred_at)]
+    except APPLY_FAILURES as error:
+        return Told(replace(event, status="failed", error=why(error)))
+    return Told(replace(event, status="applied" if told else "ignored"), told)
+
+
+def _outcome(result: Result) -> Outcome:
+    return Outcome(
+        id=result.id,
+        type=result.type,
+        status=result.status,
+        duplicate=result.duplicate,
+        user=result.user,
+        error=result.error,
+    )
 
 
 def _refused(message: str, headers: dict[str, str] | None = None) -> Outcome:

@@ -10,11 +10,11 @@ from sqlalchemy import text
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import InvalidInput
+from polarcredits.ledger.events import ATTEMPTS, next_attempt
 from polarcredits.ledger.health import waiting
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
-from polarcredits.webhooks.inbox import ATTEMPTS, next_attempt
 from tests.ledger.test_batches import open_inbox, signed
 from tests.ledger.worlds import at, catalog, dump, feed
 
