@@ -152,8 +152,8 @@ class _Pages:
         try:
             url = await self.shop.sell(offered, email_of(form.get("email", "")))
         except EmailNeeded:
-            wrong = bool(form.get("email"))
-            return self.render.page(request, "email.html", status=422, offer=token, wrong=wrong)
+            given = form.get("email", "")
+            return self.render.page(request, "email.html", status=422, offer=token, given=given)
         except AlreadySubscribed:
             back = links.user(offered.user, offered.expires_at) if offered.user else None
             return self.render.page(request, "subscribed.html", status=409, token=back)

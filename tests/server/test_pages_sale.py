@@ -112,6 +112,8 @@ def test_an_address_is_asked_for(shop: Market) -> None:
         assert answer.status_code == 422, address
         assert "somebody-else" not in answer.text
         assert shop.made() == before
+    answer = shop.visitor.post("/checkout", data={"offer": offer, "email": '"><script>'})
+    assert 'value="&#34;&gt;&lt;script&gt;"' in answer.text
     answer = shop.visitor.post("/checkout", data={"offer": offer, "email": " me@example.com "})
     assert answer.status_code == 303
     made = next(each for each in shop.polar.state.all("customer") if each["external_id"] == user)
