@@ -130,6 +130,8 @@ def _by_external_id(state: State, ids: list[str], query: Query, body: Document) 
 
 
 def _create_customer(state: State, ids: list[str], query: Query, body: Document) -> Document:
+    if "." not in body["email"].partition("@")[2]:
+        raise Refused(["body", "email"], "The part after the @-sign is not valid.")
     for key in ("email", "external_id"):
         given = str(body.get(key) or "").lower() if key == "email" else body.get(key)
         taken = [(each[key] or "").lower() if key == "email" else each[key] for each in state.all("customer")]
