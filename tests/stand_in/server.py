@@ -57,6 +57,10 @@ class PolarStandIn:
         self.stopping = threading.Event()
         self.scopes_lacking: set[str] = set()
         """Beginnings of paths that the token may not use, with their method: `POST /v1/checkouts/`."""
+        self.delay = 0.0
+        """Seconds that each answer takes, after the clock was looked at."""
+        self.dated = True
+        """Whether answers have a Date header."""
         self._misbehaviours: list[Misbehaviour] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -176,6 +180,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
                 "429": (429, b""),
                 "500": (500, b'{"error": "boom", "detail": "token ' + TOKEN.encode() + b'"}'),
                 "502": (502, b"<html><title>Bad gateway</title></html>"),
+                "504": (504, b"gateway timeout"),
                 "html": (200, b"<html>maintenance</html>"),
                 "garbage": (200, b'{"items": ['),
                 "null": (200, b"null"),
@@ -195,7 +200,10 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
 
         def _send(self, status: int, raw: bytes, rude: Misbehaviour | None) -> None:
-            self.send_response(status)
+            if polar.dated:
+                self.send_response(status)
+            else:
+                self.send_response_only(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(raw)))
             if rude is not None and "retry_after" in rude.detail:
@@ -203,6 +211,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             if status == 307:
                 self.send_header("location", "https://elsewhere.example/")
             self.end_headers()
+            polar.stopping.wait(polar.delay)
             self.wfile.write(raw)
 
     return Handler
