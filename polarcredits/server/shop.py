@@ -9,7 +9,7 @@ from typing import TypeVar
 from polarcredits.checkouts import Contact, Wishes, offer_of, open_checkout, open_portal, success_page
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.readings import known_of
+from polarcredits.ledger.readings import known_of, linked_customers
 from polarcredits.ledger.views import show_user
 from polarcredits.polar_api import PolarApi, open_polar
 from polarcredits.polar_transport import HURRIED
@@ -89,6 +89,7 @@ class Shop:
                 user=offered.user,
                 contact=lambda: self._contact(offered.user, email),
                 wishes=wishes,
+                customers=lambda: linked_customers(self.ledger, offered.user or ""),
             )
         )
         return opened.url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime
@@ -57,6 +58,8 @@ class PolarStandIn:
         self.stopping = threading.Event()
         self.scopes_lacking: set[str] = set()
         """Beginnings of paths that the token may not use, with their method: `POST /v1/checkouts/`."""
+        self.on_request: Callable[[str], object] = lambda target: None
+        """Called with the address of every request, before it is looked at."""
         self.delay = 0.0
         """Seconds that each answer takes, after the clock was looked at."""
         self.dated = True
@@ -115,6 +118,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 60
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -138,6 +142,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             if shown is not None:
                 self._show(shown)
                 return
+            polar.on_request(self.path)
             rude = polar.next_misbehaviour(self.command, self.path)
             with polar.lock:
                 honest = rude is None or rude.after or rude.kind in _TWISTS
