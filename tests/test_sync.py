@@ -26,6 +26,7 @@ from tests.stand_in.server import TOKEN, PolarStandIn
 from tests.webhooks.recordings import SECRET
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SUBSETS = 12
 STORIES = {
     "user_alice": ("alice-purchase", "alice-two-renewals"),
@@ -88,9 +89,10 @@ def test_whatever_was_missed_comes_back(
         seen = [each for each in deliveries if trial and luck.random() < luck.random()]
         with opened.rehearse() as ledger:
             ingest(ledger, seen)
-            synced(ledger, api)
+            options = {"since": LONG_AGO} if trial % 2 else {}
+            synced(ledger, api, **options)
             assert outcome(ledger, user, NOW) == whole, (trial, len(seen))
-            again = synced(ledger, api)
+            again = synced(ledger, api, **options)
             assert again.changed == []
 
 
@@ -121,7 +123,7 @@ def test_stories_come_back(name: str, opened: Ledger, polar: PolarStandIn, api: 
         seen = [each for each in events if trial and luck.random() < luck.random()]
         with opened.rehearse() as ledger:
             feed(ledger, seen, now)
-            sync(ledger, api, environment="sandbox", at=now)
+            sync(ledger, api, environment="sandbox", at=now, since=LONG_AGO if trial % 2 else None)
             assert verify(ledger).problems == []
             assert outcome(ledger, "ida", now) == whole, (trial, [each["type"] for each in seen])
 

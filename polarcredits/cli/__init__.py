@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from polarcredits import __version__
@@ -33,8 +34,20 @@ from polarcredits.cli.context import options
 from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
 
+
+class _Interruptible(TyperGroup):
+    """Lets Ctrl-C be told as any other failure; typer's own ending says nothing under --json."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise typer.Abort from interrupt
+
+
 app = typer.Typer(
     name="polarcredits",
+    cls=_Interruptible,
     help="Sell API credits through Polar, and keep a ledger that you can trust.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -131,7 +144,7 @@ def _outcome(given: list[str]) -> int:
             hint(str(error))
             return 2
         return _fail("usage", _usage(error), 2, {})
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", "Interrupted.", 130, {})
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ from typing import TypeVar
 from polarcredits.checkouts import Contact, Wishes, offer_of, open_checkout, open_portal, success_page
 from polarcredits.errors import InvalidInput, PolarRefused, UnknownUser
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.readings import known_of
+from polarcredits.ledger.readings import known_of, linked_customers
 from polarcredits.ledger.views import show_user
 from polarcredits.polar_api import PolarApi, open_polar
 from polarcredits.polar_transport import HURRIED
@@ -85,9 +85,12 @@ class Shop:
             return_url=pricing if offered.user is None else None,
         )
         contact = partial(self._contact, offered.user, email)
+        customers = partial(linked_customers, self.ledger, offered.user or "")
 
         def work(polar: PolarApi) -> CheckoutRow:
-            return open_checkout(polar, offer, user=offered.user, contact=contact, wishes=wishes)
+            return open_checkout(
+                polar, offer, user=offered.user, contact=contact, wishes=wishes, customers=customers
+            )
 
         try:
             opened = await self.ask(work)

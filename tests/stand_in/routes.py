@@ -140,6 +140,13 @@ def _create_customer(state: State, ids: list[str], query: Query, body: Document)
     return state.add_customer(body["email"], body.get("external_id"), body.get("name"))
 
 
+def _update_customer(state: State, ids: list[str], query: Query, body: Document) -> Document | None:
+    held = state.find("customer", ids[0])
+    if held is not None:
+        held |= body
+    return held
+
+
 def _create_checkout(state: State, ids: list[str], query: Query, body: Document) -> Document:
     products = [state.find("product", id) for id in body["products"]]
     sold = [each for each in products if each is not None and not each["is_archived"]]
@@ -220,6 +227,13 @@ ROUTES = (
         work=_create_customer,
         takes=(inputs.CustomerIndividualCreate,),
         status=201,
+    ),
+    Route(
+        method="PATCH",
+        path=("v1", "customers", "{}"),
+        answers=MODELS["customer"],
+        work=_update_customer,
+        takes=(inputs.CustomerUpdate,),
     ),
     _list("product", outputs.ListResourceProduct, ProductsSync.list, "v1/products/"),
     _get("product", MODELS["product"], "v1/products/{}"),
