@@ -14,7 +14,7 @@ from polarcredits.errors import PolarRefused, PolarUnavailable
 if TYPE_CHECKING:
     from polarcredits.ledger.ledger import Ledger
 
-app = typer.Typer(help="The ledger's own laws.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

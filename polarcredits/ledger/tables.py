@@ -1,9 +1,8 @@
 """The tables, with named constraints that repeat the rules (docs/rules.md §6).
 
 Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQLite and PostgreSQL.
+Annotations are not postponed, and validators are built when first used: every command waits for this module.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -17,6 +16,10 @@ from polarcredits.ledger.naming import NAMING
 SQLModel.metadata.naming_convention = NAMING
 _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
+
+
+class _Model(SQLModel, defer_build=True):
+    pass
 
 
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
@@ -41,7 +44,7 @@ def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None =
     )
 
 
-class Account(SQLModel, table=True):
+class Account(_Model, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
@@ -55,7 +58,7 @@ class Account(SQLModel, table=True):
     created_at: int = _int()
 
 
-class CreditBalance(SQLModel, table=True):
+class CreditBalance(_Model, table=True):
     """The fast look-up: one row an account, and all that the hot path reads and writes."""
 
     __tablename__ = "credit_balances"
@@ -76,7 +79,7 @@ class CreditBalance(SQLModel, table=True):
     last_occurred_at: int = _int(default=0)
 
 
-class CreditTransaction(SQLModel, table=True):
+class CreditTransaction(_Model, table=True):
     """The ledger: append-only, guarded by triggers."""
 
     __tablename__ = "credit_transactions"
@@ -109,7 +112,7 @@ class CreditTransaction(SQLModel, table=True):
     recorded_at: int = _int()
 
 
-class Grant(SQLModel, table=True):
+class Grant(_Model, table=True):
     """A lot of credits under its natural key."""
 
     __tablename__ = "grants"
@@ -141,7 +144,7 @@ class Grant(SQLModel, table=True):
     period_end: int | None = _int()
 
 
-class GrantDraw(SQLModel, table=True):
+class GrantDraw(_Model, table=True):
     """What a grant paid: the deductions whose balances lie between `balance_to` and `balance_from`."""
 
     __tablename__ = "grant_draws"
@@ -156,7 +159,7 @@ class GrantDraw(SQLModel, table=True):
     balance_to: int = _int()
 
 
-class GrantCarry(SQLModel, table=True):
+class GrantCarry(_Model, table=True):
     """Credits used on one grant beyond its worth that count as used on another."""
 
     __tablename__ = "grant_carries"
@@ -168,7 +171,7 @@ class GrantCarry(SQLModel, table=True):
     amount: int = _int()
 
 
-class Hold(SQLModel, table=True):
+class Hold(_Model, table=True):
     """A reservation; `parts` says which grants it is on, in spending order."""
 
     __tablename__ = "holds"
@@ -195,7 +198,7 @@ class Hold(SQLModel, table=True):
     closed_at: int | None = _int()
 
 
-class Observation(SQLModel, table=True):
+class Observation(_Model, table=True):
     """A snapshot of one of Polar's objects: a fact with its as-of, never changed."""
 
     __tablename__ = "observations"
@@ -207,7 +210,7 @@ class Observation(SQLModel, table=True):
     fields: str = _text()
 
 
-class Customer(SQLModel, table=True):
+class Customer(_Model, table=True):
     """A Polar customer, as all its snapshots add up."""
 
     __tablename__ = "customers"
@@ -220,7 +223,7 @@ class Customer(SQLModel, table=True):
     name: str | None = _text()
 
 
-class SubscriptionRow(SQLModel, table=True):
+class SubscriptionRow(_Model, table=True):
     """The newest fact about a subscription."""
 
     __tablename__ = "subscriptions"
@@ -243,7 +246,7 @@ class SubscriptionRow(SQLModel, table=True):
     ended_at: int | None = _int()
 
 
-class Payment(SQLModel, table=True):
+class Payment(_Model, table=True):
     """The newest fact about an order; cents before tax."""
 
     __tablename__ = "payments"
@@ -266,7 +269,7 @@ class Payment(SQLModel, table=True):
     created_at: int = _int()
 
 
-class RefundRow(SQLModel, table=True):
+class RefundRow(_Model, table=True):
     """Which order a refund or dispute belongs to."""
 
     __tablename__ = "refunds"
@@ -276,7 +279,7 @@ class RefundRow(SQLModel, table=True):
     order_id: str = _text()
 
 
-class TermsRow(SQLModel, table=True):
+class TermsRow(_Model, table=True):
     """What a plan or pack promised when a period or order was first confirmed; insert-only."""
 
     __tablename__ = "terms"
@@ -286,7 +289,7 @@ class TermsRow(SQLModel, table=True):
     terms: str = _text()
 
 
-class UnknownProduct(SQLModel, table=True):
+class UnknownProduct(_Model, table=True):
     """A product in no plan or pack that an account bought: once it is named, its grants are due."""
 
     __tablename__ = "unknown_products"
@@ -295,7 +298,7 @@ class UnknownProduct(SQLModel, table=True):
     account_id: int = _int(key=True, to="accounts.id")
 
 
-class Event(SQLModel, table=True):
+class Event(_Model, table=True):
     """The inbox: every verified event, raw, once per webhook-id."""
 
     __tablename__ = "webhook_events"
@@ -315,7 +318,7 @@ class Event(SQLModel, table=True):
     raw: bytes = _field(Bytes(), key=False)
 
 
-class Setting(SQLModel, table=True):
+class Setting(_Model, table=True):
     """Facts about the database itself, such as the Polar environment that it serves."""
 
     __tablename__ = "settings"
