@@ -29,8 +29,8 @@ def verify(
     """Recompute every balance. Example: polarcredits ledger verify"""
     from polarcredits.ledger.verify import verify as verified
 
-    with context.ledger() as ledger:
-        found = verified(ledger, user=user)
+    with context.ledger() as ledger, progress("Verifying") as done:
+        found = verified(ledger, user=user, progress=done)
     document = {
         "ok": not found.problems,
         "users": found.users,

@@ -1,7 +1,7 @@
 """The tables, with named constraints that repeat the rules (docs/rules.md §6).
 
 Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQLite and PostgreSQL.
-Annotations are not postponed, and validators are built when first used: every command waits for this module.
+Annotations are not postponed: to compile each again costs every command a hundredth of a second.
 """
 
 from typing import Any
@@ -16,10 +16,6 @@ from polarcredits.ledger.naming import NAMING
 SQLModel.metadata.naming_convention = NAMING
 _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
-
-
-class _Model(SQLModel, defer_build=True):
-    pass
 
 
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
@@ -44,7 +40,7 @@ def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None =
     )
 
 
-class Account(_Model, table=True):
+class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
@@ -58,7 +54,7 @@ class Account(_Model, table=True):
     created_at: int = _int()
 
 
-class CreditBalance(_Model, table=True):
+class CreditBalance(SQLModel, table=True):
     """The fast look-up: one row an account, and all that the hot path reads and writes."""
 
     __tablename__ = "credit_balances"
@@ -79,7 +75,7 @@ class CreditBalance(_Model, table=True):
     last_occurred_at: int = _int(default=0)
 
 
-class CreditTransaction(_Model, table=True):
+class CreditTransaction(SQLModel, table=True):
     """The ledger: append-only, guarded by triggers."""
 
     __tablename__ = "credit_transactions"
@@ -112,7 +108,7 @@ class CreditTransaction(_Model, table=True):
     recorded_at: int = _int()
 
 
-class Grant(_Model, table=True):
+class Grant(SQLModel, table=True):
     """A lot of credits under its natural key."""
 
     __tablename__ = "grants"
@@ -144,11 +140,11 @@ class Grant(_Model, table=True):
     period_end: int | None = _int()
 
 
-class GrantDraw(_Model, table=True):
+class GrantDraw(SQLModel, table=True):
     """What a grant paid: the deductions whose balances lie between `balance_to` and `balance_from`."""
 
     __tablename__ = "grant_draws"
-    __table_args__ = (_STRICT,)
+    __table_args__ = (Index("ix_grant_draws_grant", "grant_id"), _STRICT)
     account_id: int = _int(key=True, to="accounts.id")
     first_sequence: int = _int(key=True)
     position: int = _int(key=True)
@@ -159,7 +155,7 @@ class GrantDraw(_Model, table=True):
     balance_to: int = _int()
 
 
-class GrantCarry(_Model, table=True):
+class GrantCarry(SQLModel, table=True):
     """Credits used on one grant beyond its worth that count as used on another."""
 
     __tablename__ = "grant_carries"
@@ -171,7 +167,7 @@ class GrantCarry(_Model, table=True):
     amount: int = _int()
 
 
-class Hold(_Model, table=True):
+class Hold(SQLModel, table=True):
     """A reservation; `parts` says which grants it is on, in spending order."""
 
     __tablename__ = "holds"
@@ -198,7 +194,7 @@ class Hold(_Model, table=True):
     closed_at: int | None = _int()
 
 
-class Observation(_Model, table=True):
+class Observation(SQLModel, table=True):
     """A snapshot of one of Polar's objects: a fact with its as-of, never changed."""
 
     __tablename__ = "observations"
@@ -210,7 +206,7 @@ class Observation(_Model, table=True):
     fields: str = _text()
 
 
-class Customer(_Model, table=True):
+class Customer(SQLModel, table=True):
     """A Polar customer, as all its snapshots add up."""
 
     __tablename__ = "customers"
@@ -223,13 +219,14 @@ class Customer(_Model, table=True):
     name: str | None = _text()
 
 
-class SubscriptionRow(_Model, table=True):
+class SubscriptionRow(SQLModel, table=True):
     """The newest fact about a subscription."""
 
     __tablename__ = "subscriptions"
     __table_args__ = (
         Index("ix_subscriptions_owner", "owner"),
         Index("ix_subscriptions_customer", "customer_id"),
+        Index("ix_subscriptions_created", "created_at"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -246,13 +243,14 @@ class SubscriptionRow(_Model, table=True):
     ended_at: int | None = _int()
 
 
-class Payment(_Model, table=True):
+class Payment(SQLModel, table=True):
     """The newest fact about an order; cents before tax."""
 
     __tablename__ = "payments"
     __table_args__ = (
         Index("ix_payments_owner", "owner"),
         Index("ix_payments_customer", "customer_id"),
+        Index("ix_payments_created", "created_at"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -269,7 +267,7 @@ class Payment(_Model, table=True):
     created_at: int = _int()
 
 
-class RefundRow(_Model, table=True):
+class RefundRow(SQLModel, table=True):
     """Which order a refund or dispute belongs to."""
 
     __tablename__ = "refunds"
@@ -279,7 +277,7 @@ class RefundRow(_Model, table=True):
     order_id: str = _text()
 
 
-class TermsRow(_Model, table=True):
+class TermsRow(SQLModel, table=True):
     """What a plan or pack promised when a period or order was first confirmed; insert-only."""
 
     __tablename__ = "terms"
@@ -289,7 +287,7 @@ class TermsRow(_Model, table=True):
     terms: str = _text()
 
 
-class UnknownProduct(_Model, table=True):
+class UnknownProduct(SQLModel, table=True):
     """A product in no plan or pack that an account bought: once it is named, its grants are due."""
 
     __tablename__ = "unknown_products"
@@ -298,7 +296,7 @@ class UnknownProduct(_Model, table=True):
     account_id: int = _int(key=True, to="accounts.id")
 
 
-class Event(_Model, table=True):
+class Event(SQLModel, table=True):
     """The inbox: every verified event, raw, once per webhook-id."""
 
     __tablename__ = "webhook_events"
@@ -318,7 +316,7 @@ class Event(_Model, table=True):
     raw: bytes = _field(Bytes(), key=False)
 
 
-class Setting(_Model, table=True):
+class Setting(SQLModel, table=True):
     """Facts about the database itself, such as the Polar environment that it serves."""
 
     __tablename__ = "settings"
