@@ -116,7 +116,7 @@ def _draws(connection: Connection, account: int, user: str) -> Iterable[Problem]
     entries = select(tx.sequence, tx.amount, tx.balance_after).where(tx.account_id == account)
     order = (d.first_sequence, d.position)
     drawn = connection.execute(select(t.draws).where(d.account_id == account).order_by(*order)).all()
-    for draw, following in zip(drawn, [*drawn[1:], None], strict=True):
+    for draw, following in zip(drawn, [*drawn, None][1:], strict=True):
         first = connection.execute(entries.where(tx.sequence == draw.first_sequence)).first()
         last = connection.execute(entries.where(tx.sequence == draw.last_sequence)).first()
         begins = ends = None
