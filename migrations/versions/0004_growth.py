@@ -1,4 +1,4 @@
-"""Indexes for what would read a whole table as it grows: a grant's draws, the newest purchases."""
+"""Indexes for reads that would look at a whole table as it grows."""
 
 from alembic import op
 
@@ -6,15 +6,19 @@ revision = "0004"
 down_revision = "0001"
 
 INDEXES = (
-    ("ix_grant_draws_grant", "grant_draws", "grant_id"),
-    ("ix_payments_created", "payments", "created_at"),
-    ("ix_subscriptions_created", "subscriptions", "created_at"),
+    ("ix_accounts_alias", "accounts", ["alias_of"]),
+    ("ix_customers_linked", "customers", ["linked_user"]),
+    ("ix_grant_draws_grant", "grant_draws", ["grant_id"]),
+    ("ix_payments_created", "payments", ["created_at", "id"]),
+    ("ix_subscriptions_created", "subscriptions", ["created_at", "id"]),
+    ("ix_webhook_events_type", "webhook_events", ["type", "received_at"]),
+    ("ix_webhook_events_user", "webhook_events", ["user_id", "received_at"]),
 )
 
 
 def upgrade():
-    for name, table, column in INDEXES:
-        op.create_index(name, table, [column])
+    for name, table, columns in INDEXES:
+        op.create_index(name, table, columns)
 
 
 def downgrade():

@@ -44,7 +44,7 @@ class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Unique("user_id"), _STRICT)
+    __table_args__ = (Unique("user_id"), Index("ix_accounts_alias", "alias_of"), _STRICT)
     id: int | None = _int(key=True)
     user_id: str = _text()
     email: str | None = _text()
@@ -210,7 +210,11 @@ class Customer(SQLModel, table=True):
     """A Polar customer, as all its snapshots add up."""
 
     __tablename__ = "customers"
-    __table_args__ = (Index("ix_customers_external", "external_id"), _STRICT)
+    __table_args__ = (
+        Index("ix_customers_external", "external_id"),
+        Index("ix_customers_linked", "linked_user"),
+        _STRICT,
+    )
     id: str = _text(key=True)
     external_id: str | None = _text()
     linked_user: str | None = _text()
@@ -226,7 +230,7 @@ class SubscriptionRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_subscriptions_owner", "owner"),
         Index("ix_subscriptions_customer", "customer_id"),
-        Index("ix_subscriptions_created", "created_at"),
+        Index("ix_subscriptions_created", "created_at", "id"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -250,7 +254,7 @@ class Payment(SQLModel, table=True):
     __table_args__ = (
         Index("ix_payments_owner", "owner"),
         Index("ix_payments_customer", "customer_id"),
-        Index("ix_payments_created", "created_at"),
+        Index("ix_payments_created", "created_at", "id"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -303,6 +307,8 @@ class Event(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
         Index("ix_webhook_events_received", "received_at"),
+        Index("ix_webhook_events_user", "user_id", "received_at"),
+        Index("ix_webhook_events_type", "type", "received_at"),
         _STRICT,
     )
     id: str = _text(key=True)

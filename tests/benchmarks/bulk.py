@@ -73,4 +73,4 @@ def _finish(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         for table in ("accounts", "grants"):
             connection.execute(text(f"SELECT setval('{table}_id_seq', (SELECT max(id) FROM {table}))"))
-    connection.execute(text("ANALYZE"))
+        connection.execute(text("ANALYZE"))
