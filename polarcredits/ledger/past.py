@@ -160,7 +160,9 @@ def _reversed(
                 tx.account_id == reversal.reverses_account,
                 tx.sequence == reversal.reverses_sequence,
             )
-        ).one()
+        ).first()
+        if deduction is None:
+            continue
         mine = [
             stretch
             for stretch in stretches
