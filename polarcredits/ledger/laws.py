@@ -83,7 +83,7 @@ SELECT DISTINCT g.account_id FROM grants g JOIN (
       JOIN credit_transactions e ON e.account_id = r.reverses_account AND e.sequence = r.reverses_sequence
       JOIN grant_draws d ON d.account_id = e.account_id AND d.first_sequence <= e.sequence
        AND d.last_sequence >= e.sequence
-      WHERE r.reverses_account IS NOT NULL
+      WHERE r.reverses_sequence IS NOT NULL
     ) AS shares WHERE share > 0
     UNION ALL
     SELECT source_id, CASE WHEN debt = 1 THEN amount ELSE 0 END, 0, 0 FROM grant_carries

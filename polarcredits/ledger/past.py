@@ -150,7 +150,7 @@ def _reversed(
 ) -> list[tuple[int, Movement]]:
     tx = t.transactions.c
     accounts = {stretch.account_id for stretch in stretches}
-    back = select(t.transactions).where(tx.reverses_account.in_(accounts))
+    back = select(t.transactions).where(tx.reverses_account.in_(accounts), tx.reverses_sequence.is_not(None))
     if stop is not None:
         back = back.where(tx.occurred_at <= stop)
     lines: list[tuple[int, Movement]] = []

@@ -89,6 +89,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             life = Story(name, at=at("04-01"))
             feed(ledger, life.purchase("pro"))
             ledger.deduct(name, 10, at=at("04-02"))
+            refill(ledger, user=name, at=at("04-02"))
             ledger.deduct(name, 5490, at=at("04-02"))
             feed(ledger, life.refund(1000, at("04-03")))
             feed(ledger, life.renewal(at("05-01")))
