@@ -112,6 +112,8 @@ class Database:
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        self.patience = BUSY_SECONDS
+        """How long a thread waits for its turn to write."""
         self._turn = threading.Lock()
         _databases.add(self)
 
@@ -125,7 +127,7 @@ class Database:
         if not self.sqlite:
             yield
             return
-        if not self._turn.acquire(timeout=BUSY_SECONDS):
+        if not self._turn.acquire(timeout=self.patience):
             raise DatabaseBusy("The database is locked by another writer; try again.")
         try:
             yield

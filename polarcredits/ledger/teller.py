@@ -39,8 +39,11 @@ class Teller:
         return again(lambda: self._once(batch))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what it had not committed is undone."""
         if self._kept is not None:
+            if self._database.sqlite:
+                # A statement that failed half-way would keep the file locked beyond the close.
+                self._kept.rollback()
             self._kept.invalidate()
             self._kept = None
 
