@@ -110,7 +110,7 @@ class Wanted:
 def newest(ledger: Ledger, wanted: Wanted, limit: int | None) -> list[EventRow]:
     """Return events, newest first."""
     e = t.events.c
-    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id).limit(limit)
+    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id.desc()).limit(limit)
     return _read(ledger, query)
 
 
