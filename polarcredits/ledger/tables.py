@@ -42,6 +42,12 @@ def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None =
     )
 
 
+def _where_set(name: str, *columns: str, unique: bool = False) -> Index:
+    """Return an index of the rows in which the last column is set: most deductions are in none."""
+    rows = text(f"{columns[-1]} IS NOT NULL")
+    return Index(name, *columns, unique=unique, sqlite_where=rows, postgresql_where=rows)
+
+
 class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
@@ -82,14 +88,14 @@ class CreditTransaction(SQLModel, table=True):
 
     __tablename__ = "credit_transactions"
     __table_args__ = (
-        Unique("account_id", "idempotency_key"),
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint(
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name="type",
         ),
-        Unique("reverses_account", "reverses_sequence"),
-        Index("ix_credit_transactions_grant", "grant_id"),
+        _where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),
+        _where_set("uq_credit_transactions_reverses", "reverses_account", "reverses_sequence", unique=True),
+        _where_set("ix_credit_transactions_grant", "grant_id"),
         _STRICT,
     )
     account_id: int = _int(key=True, to="accounts.id")

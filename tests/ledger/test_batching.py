@@ -1,0 +1,318 @@
+"""Groups: who arrives meanwhile goes together, each with its own answer (no database here)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from polarcredits.errors import DatabaseBusy, DatabaseError, InsufficientCredits
+from polarcredits.ledger.batching import AsyncGroup, Group
+
+
+class Desk:
+    """Work that can be held up, so that callers gather; it remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.fails = False
+
+    def __call__(self, requests: Sequence[int]) -> list[int | Exception]:
+        """Double each number; refuse those below zero, each for itself."""
+        self.batches.append(list(requests))
+        assert self.open.wait(10)
+        if self.fails:
+            raise DatabaseError("The disk is full.", path="/")
+        return [self._one(n) for n in requests]
+
+    def _one(self, n: int) -> int | Exception:
+        return n * 2 if n >= 0 else InsufficientCredits("ann", required=-n, available=0)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that another thread does."""
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def waiting(group: Group[int, int], count: int) -> None:
+    """Wait until so many requests queue."""
+    until(lambda: len(group._queue) == count)
+
+
+def test_who_arrives_meanwhile_goes_together() -> None:
+    """The first goes at once and alone; the others in the next batch, in their order."""
+    desk = Desk()
+    group = Group(desk)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        others = []
+        for n in range(2, 6):
+            others.append(pool.submit(group.ask, n))
+            waiting(group, len(others))
+        desk.open.set()
+        assert [first.result(), *(other.result() for other in others)] == [2, 4, 6, 8, 10]
+    assert desk.batches == [[1], [2, 3, 4, 5]]
+
+
+def test_one_refused_among_many_has_its_own_error() -> None:
+    """The others get their answers."""
+    desk = Desk()
+    group = Group(desk)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(group.ask, n) for n in (1, -7, 3)]
+        until(lambda: len(group._queue) == 2)
+        desk.open.set()
+        assert (asked[0].result(), asked[2].result()) == (2, 6)
+        with pytest.raises(InsufficientCredits) as refused:
+            asked[1].result()
+        assert refused.value.required == 7
+
+
+def test_what_work_raises_goes_to_every_caller_of_the_batch() -> None:
+    """Each gets an error of its own with the fields of the first; the next batch goes on."""
+    desk = Desk()
+    group = Group(desk)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        asked = [pool.submit(group.ask, n) for n in (2, 3, 4)]
+        waiting(group, 3)
+        desk.fails = True
+        desk.open.set()
+        errors = [call.exception() for call in [first, *asked]]
+    assert len({id(error) for error in errors}) == 4
+    for error in errors:
+        assert isinstance(error, DatabaseError)
+        assert (error.message, error.fields) == ("The disk is full.", {"path": "/"})
+    desk.fails = False
+    assert group.ask(5) == 10
+
+
+def test_a_full_queue_makes_callers_wait_and_then_refuses() -> None:
+    """What was refused was not done; what waited for room is."""
+    desk = Desk()
+    group = Group(desk, waiting=2, patience=0.2)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(group.ask, 1)]
+        until(lambda: desk.batches == [[1]])
+        for n in (2, 3):
+            asked.append(pool.submit(group.ask, n))
+        waiting(group, 2)
+        with pytest.raises(DatabaseBusy):
+            group.ask(4)
+        last = pool.submit(group.ask, 5)
+        until(lambda: group._crowded)
+        desk.open.set()
+        asked.append(last)
+        assert [call.result() for call in asked] == [2, 4, 6, 10]
+    assert sorted(n for batch in desk.batches for n in batch) == [1, 2, 3, 5]
+
+
+def test_a_batch_has_an_upper_size() -> None:
+    """Nobody waits for a transaction without end."""
+    desk = Desk()
+    group = Group(desk, most=2)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(group.ask, n) for n in range(6)]
+        waiting(group, 5)
+        desk.open.set()
+        assert sorted(call.result() for call in asked) == [0, 2, 4, 6, 8, 10]
+    assert max(map(len, desk.batches)) == 2
+
+
+def test_close_answers_what_was_accepted_and_refuses_the_rest() -> None:
+    """A clean end for threads."""
+    desk = Desk()
+    group = Group(desk)
+    desk.open.clear()
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(group.ask, n) for n in (1, 2, 3)]
+        waiting(group, 2)
+        closing = pool.submit(group.close)
+        until(lambda: group._closed)
+        with pytest.raises(DatabaseError, match="closed"):
+            group.ask(4)
+        assert not closing.done()
+        desk.open.set()
+        closing.result()
+        assert sorted(call.result() for call in asked) == [2, 4, 6]
+
+
+def test_an_interrupted_leader_tells_the_others() -> None:
+    """Nobody is left waiting, and the next caller is served."""
+
+    def work(requests: Sequence[int]) -> list[int]:
+        if 1 in requests:
+            raise KeyboardInterrupt
+        return list(requests)
+
+    group: Group[int, int] = Group(work)
+    with pytest.raises(KeyboardInterrupt):
+        group.ask(1)
+    assert group.ask(2) == 2
+
+
+def test_many_threads_each_get_their_own() -> None:
+    """No answer is lost or exchanged."""
+    desk = Desk()
+    group = Group(desk)
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(group.ask, range(5000))) == [n * 2 for n in range(5000)]
+    assert sum(map(len, desk.batches)) == 5000
+
+
+def test_a_forked_child_starts_afresh() -> None:
+    """A fork while a batch is at work leaves the child's group usable."""
+    script = """
+import os, threading
+from polarcredits.ledger.batching import Group
+began, go = threading.Event(), threading.Event()
+def work(requests):
+    if 1 in requests:
+        began.set()
+        go.wait()
+    return list(requests)
+group = Group(work)
+threading.Thread(target=group.ask, args=(1,)).start()
+began.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if group.ask(2) == 2 else 1)
+go.set()
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=20, env=dict(os.environ)).returncode == 0
+
+
+def test_tasks_go_together() -> None:
+    """Those who ask in one pass of the loop are one batch; those who come meanwhile the next."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk)
+        desk.open.clear()
+        first = [asyncio.create_task(group.ask(n)) for n in (1, 2)]
+        while not desk.batches:
+            await asyncio.sleep(0)
+        second = [asyncio.create_task(group.ask(n)) for n in (3, -4, 5)]
+        await asyncio.sleep(0)
+        desk.open.set()
+        assert [await task for task in (*first, second[0], second[2])] == [2, 4, 6, 10]
+        with pytest.raises(InsufficientCredits):
+            await second[1]
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1, 2], [3, -4, 5]]
+
+
+def test_a_cancelled_task_that_was_not_taken_is_not_executed() -> None:
+    """And one that was taken is executed, though nobody waits any more."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk)
+        desk.open.clear()
+        taken = asyncio.create_task(group.ask(1))
+        while not desk.batches:
+            await asyncio.sleep(0)
+        queued, kept = asyncio.create_task(group.ask(2)), asyncio.create_task(group.ask(3))
+        await asyncio.sleep(0)
+        taken.cancel()
+        queued.cancel()
+        desk.open.set()
+        assert await kept == 6
+        results = await asyncio.gather(taken, queued, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1], [3]]
+
+
+def test_tasks_share_the_failure_of_their_batch() -> None:
+    """Each task has an error of its own; the next batch goes on."""
+    desk = Desk()
+    desk.fails = True
+
+    async def main() -> None:
+        group = AsyncGroup(desk)
+        errors = await asyncio.gather(*(group.ask(n) for n in range(3)), return_exceptions=True)
+        assert [str(error) for error in errors] == ["The disk is full."] * 3
+        desk.fails = False
+        assert await group.ask(1) == 2
+        await group.close()
+        with pytest.raises(DatabaseError, match="closed"):
+            await group.ask(1)
+
+    asyncio.run(main())
+
+
+def test_closing_waits_for_tasks_that_were_accepted() -> None:
+    """They are answered, not dropped."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, most=1)
+        tasks = [asyncio.create_task(group.ask(n)) for n in range(3)]
+        await asyncio.sleep(0)
+        await group.close()
+        assert [await task for task in tasks] == [0, 2, 4]
+
+    asyncio.run(main())
+
+
+def test_tasks_wait_for_room() -> None:
+    """A full queue is bounded in time for tasks too."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, waiting=1, patience=0.2)
+        desk.open.clear()
+        first = asyncio.create_task(group.ask(1))
+        while not desk.batches:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(group.ask(2))
+        await asyncio.sleep(0)
+        with pytest.raises(DatabaseBusy):
+            await group.ask(3)
+        third = asyncio.create_task(group.ask(4))
+        await asyncio.sleep(0)
+        desk.open.set()
+        assert [await task for task in (first, second, third)] == [2, 4, 8]
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1], [2], [4]]
+
+
+def test_one_group_serves_one_loop_after_the_other() -> None:
+    """A second event loop may use the group once the first is closed, not before."""
+    desk = Desk()
+    group = AsyncGroup(desk)
+    assert asyncio.run(group.ask(1)) == 2
+    assert asyncio.run(group.ask(2)) == 4
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(group.ask(3)) == 6
+    with pytest.raises(RuntimeError, match="event loop"):
+        asyncio.run(group.ask(4))
+    loop.run_until_complete(group.close())
+    loop.close()
