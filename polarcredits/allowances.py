@@ -52,6 +52,11 @@ class Refill:
     credits: int
 
 
+def subject_of(subscription: str, start: datetime) -> str:
+    """Return what the terms of a subscription's billing period are written down for."""
+    return f"period:{subscription}:{format_time(start)}"
+
+
 class SubscriptionGrants:
     """The grants of one subscription at `now`; `changes` are the instants that alter them."""
 
@@ -125,7 +130,7 @@ class SubscriptionGrants:
         return self.book.plan(self._subject(period), product_id)
 
     def _subject(self, period: BillingPeriod) -> str:
-        return f"period:{self.subscription.latest.id}:{format_time(period.start)}"
+        return subject_of(self.subscription.latest.id, period.start)
 
     def _grace(self, period: BillingPeriod) -> timedelta:
         terms = self._terms(period)

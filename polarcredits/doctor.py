@@ -61,17 +61,19 @@ def check_database(open_ledger: Callable[[], Ledger], now: datetime) -> Iterator
         yield Finding(name="ledger", status="fail", detail=detail, fix="polarcredits ledger verify")
     else:
         yield Finding(name="ledger", status="ok", detail="the laws hold for the accounts last written")
-    late = now - health.oldest_due if health.oldest_due else timedelta(0)
+    due = health.work.oldest_due
+    late = now - due if due else timedelta(0)
     if late > _CRON_LATE:
         detail = f"something has been due for {_told(late)}: cron does not seem to run it"
         yield Finding(name="refill", status="warn", detail=detail, fix="0 * * * * polarcredits refill")
     else:
         yield Finding(name="refill", status="ok", detail="nothing is overdue")
-    if health.failed_events:
+    if health.work.failed_events:
         yield Finding(
             name="events",
             status="fail",
-            detail=f"{health.failed_events} could not be applied",
+            detail=f"{health.work.failed_events} could not be applied, "
+            f"{health.work.dead_events} of them given up",
             fix="polarcredits webhooks list --status failed, then: polarcredits webhooks retry --all",
         )
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
-from polarcredits.allowances import Refill, SubscriptionGrants
+from polarcredits.allowances import Refill, SubscriptionGrants, subject_of
 from polarcredits.billing import Payment, Subscription, created_at, paid
-from polarcredits.facts import SubscriptionFact
+from polarcredits.facts import Snapshot, SubscriptionFact
 from polarcredits.plans import Catalog
 from polarcredits.terms import Desired, Terms, TermsBook
 from polarcredits.valuation import DAYS, take_from_the_end
@@ -21,6 +21,25 @@ class AccountFacts:
     user: str
     subscriptions: tuple[Subscription, ...] = ()
     payments: tuple[Payment, ...] = ()
+
+
+def undated(facts: AccountFacts) -> AccountFacts:
+    """Return *facts* without what no entitlement depends on: when the newest snapshots were heard."""
+    return replace(
+        facts,
+        subscriptions=tuple(
+            replace(each, latest=replace(each.latest, snapshot=_UNDATED)) for each in facts.subscriptions
+        ),
+        payments=tuple(
+            each
+            if each.latest.created_at is None
+            else replace(each, latest=replace(each.latest, snapshot=_UNDATED))
+            for each in facts.payments
+        ),
+    )
+
+
+_UNDATED = Snapshot(as_of=datetime.min.replace(tzinfo=UTC), modified_at=None, body="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +115,19 @@ def entitlements(
     _show(result, facts, catalog, now)
     result.new_terms, result.unknown_products, result.frozen = book.new, book.unknown, book.frozen
     return result
+
+
+def subjects(facts: AccountFacts) -> set[str]:
+    """Return everything that the account's terms can have been written down for."""
+    found = {subject_of(s.latest.id, period.start) for s in facts.subscriptions for period in s.periods}
+    for payment in facts.payments:
+        order = payment.latest
+        if order.subscription_id is None:
+            found.add(f"order:{order.id}")
+        else:
+            starts = [item.starts_at for item in order.items if item.starts_at]
+            found |= {subject_of(order.subscription_id, start) for start in starts}
+    return found
 
 
 def _packs(facts: AccountFacts, book: TermsBook) -> Iterable[Desired]:

@@ -23,6 +23,8 @@ def parse_time(text: str) -> datetime:
     """Return the aware UTC time that *text* (RFC 3339, with an offset) names, or raise ValueError."""
     try:
         time = datetime.fromisoformat(text)
+        if time.tzinfo is UTC:
+            return time
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -9,6 +9,7 @@ from datetime import datetime
 from polarcredits.errors import DatabaseBusy
 from polarcredits.ledger.account import Call
 from polarcredits.ledger.due import UNSETTLED, Batch, count_due, list_due, settle_batch, settle_one
+from polarcredits.ledger.health import note_refill
 from polarcredits.ledger.ledger import Ledger
 
 BATCH = 1000
@@ -51,9 +52,7 @@ def refill(
         _add(report, settle_one(ledger, user, call, dry_run=dry_run))
         return report
     total = count_due(ledger, call.now)
-    if not total:
-        return report
-    for listed in list_due(ledger, call.now):
+    for listed in list_due(ledger, call.now) if total else ():
         for first in range(0, len(listed), batch):
             left: Sequence[int] = listed[first : first + batch]
             while left:
@@ -62,6 +61,8 @@ def refill(
                 _add(report, settled)
                 if progress:
                     progress(min(report.considered, total), total)
+    if not dry_run:
+        note_refill(ledger, call.wall)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from polarcredits.errors import InvalidInput
 
 if TYPE_CHECKING:
     from polarcredits.ledger.events import EventRow
-    from polarcredits.webhooks.inbox import Outcome
+    from polarcredits.webhooks.inbox import Inbox, Outcome
     from polarcredits.webhooks.sending import Sender
 
 app = typer.Typer(help="Polar's events: ingest, list, show, retry, replay, pull.", no_args_is_help=True)
@@ -37,6 +38,7 @@ def ingest(
     dry_run: Dry = False,
 ) -> None:
     """Take events from files. Example: polarcredits webhooks ingest deliveries.jsonl"""
+    from polarcredits.webhooks.inbox import batches
     from polarcredits.webhooks.reading import read_elements
 
     known = context.settings()
@@ -44,18 +46,11 @@ def ingest(
         raise InvalidInput("--allow-triggered works with POLAR_ENVIRONMENT=sandbox only.")
     elements = [each for file in files for each in read_elements(_content(file), file)]
     now = datetime.now(UTC)
-    outcomes = []
+    outcomes: list[Outcome] = []
     with context.ledger(rehearse=dry_run) as ledger, progress("Ingesting") as done:
         inbox = context.inbox(ledger)
-        for element in elements:
-            outcomes.append(
-                inbox.ingest(
-                    element,
-                    now=now,
-                    unsigned=unsigned,
-                    allow_triggered=allow_triggered,
-                )
-            )
+        for some in batches(elements):
+            outcomes += inbox.ingest_many(some, now=now, unsigned=unsigned, allow_triggered=allow_triggered)
             done(len(outcomes), len(elements))
     report(outcomes, single=len(elements) == 1)
 
@@ -79,12 +74,14 @@ def _document(row: EventRow) -> dict[str, Any]:
         "attempts": row.attempts,
         "user": row.user,
         "error": row.error,
+        "next_attempt_at": row.next_attempt_at,
+        "dead": row.dead,
     }
 
 
 @app.command("list")
 def list_(
-    status: Annotated[str | None, typer.Option(help="applied, ignored or failed.")] = None,
+    status: Annotated[str | None, typer.Option(help="applied, ignored, failed (dead too) or dead.")] = None,
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
     since: Annotated[str | None, typer.Option(help="Received from this time on.")] = None,
@@ -131,11 +128,14 @@ def retry(
     """Apply failed events again. Example: polarcredits webhooks retry --all"""
     if not ids and not all:
         raise typer.BadParameter("name events, or give --all")
-    with context.ledger() as ledger:
+    outcomes: list[Outcome] = []
+    with context.ledger() as ledger, progress("Retrying") as done:
         inbox = context.inbox(ledger)
-        rows = inbox.list(status="failed", limit=None) if all else _rows(inbox, ids)
         now = datetime.now(UTC)
-        outcomes = [inbox.again(row, now=now) for row in reversed(rows)]
+        total, pages = _chosen(inbox, None if all else ids, status="failed")
+        for page in pages:
+            outcomes += inbox.again_many(page, now=now)
+            done(len(outcomes), total)
     report(outcomes, single=False)
 
 
@@ -159,29 +159,32 @@ def replay(
         raise typer.BadParameter("--to sends events, which --dry-run cannot undo")
     with context.ledger(rehearse=dry_run) as ledger, progress("Replaying") as done:
         inbox = context.inbox(ledger)
-        rows = (
-            _rows(inbox, ids)
-            if ids
-            else inbox.list(
-                type=type,
-                since=context.time_of(since, "--since"),
-                until=context.time_of(until, "--until"),
-                limit=None,
-            )
+        total, pages = _chosen(
+            inbox,
+            ids,
+            type=type,
+            since=context.time_of(since, "--since"),
+            until=context.time_of(until, "--until"),
         )
-        outcomes = []
+        outcomes: list[Outcome] = []
         with deliveries.sender(to) if to is not None else contextlib.nullcontext() as target:
             now = datetime.now(UTC)
-            for row in reversed(rows):
-                again = inbox.again(row, now=now) if target is None else _send(target, row)
-                outcomes.append(again)
-                done(len(outcomes), len(rows))
+            for page in pages:
+                if target is None:
+                    outcomes += inbox.again_many(page, now=now)
+                else:
+                    outcomes += _sent(target, page)
+                done(len(outcomes), total)
     report(outcomes, single=False)
 
 
-def _send(target: Sender, row: EventRow) -> Outcome:
-    return target.send(row.raw, id=row.id, type=row.type)
+def _sent(target: Sender, page: Iterable[EventRow]) -> Iterator[Outcome]:
+    for row in page:
+        yield target.send(row.raw, id=row.id, type=row.type)
 
 
-def _rows(inbox: Any, ids: list[str] | None) -> list[EventRow]:
-    return [inbox.stored(id) for id in ids or []]
+def _chosen(inbox: Inbox, ids: list[str] | None, **wanted: Any) -> tuple[int, Iterable[Sequence[EventRow]]]:
+    """Return how many events are meant, and these a page at a time: those named, else those *wanted*."""
+    if ids:
+        return len(ids), [[inbox.stored(id) for id in dict.fromkeys(ids)]]
+    return inbox.count(**wanted), inbox.pages(**wanted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -161,13 +161,18 @@ def failures() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _AGAIN:
+        if may_succeed_again(error):
             raise
         raise named(error) from error
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
     except exc.TimeoutError as error:
         raise DatabaseBusy("No database connection became free in time; try again.") from error
+
+
+def may_succeed_again(error: Exception) -> bool:
+    """Say whether what failed only lost a race, and is to be run again, whole."""
+    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
 
 
 def named(error: exc.DBAPIError) -> DatabaseError:
@@ -199,6 +204,12 @@ def insert_once(connection: Connection, table: Table, **values: object) -> bool:
     return connection.execute(statement, values).rowcount > 0
 
 
+def insert_each_once(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows but for those whose key is there."""
+    if rows:
+        connection.execute(_insert_once(connection.dialect.name, table), rows)
+
+
 def upsert(connection: Connection, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert or update the row of *key*; columns that are not given stay."""
     statement = _upsert(connection.dialect.name, table, tuple(key), tuple(values))
@@ -214,6 +225,15 @@ def _insert(dialect: str, table: Table) -> Any:
     from sqlalchemy.dialects import postgresql
 
     return postgresql.insert(table)
+
+
+def upsert_all(
+    connection: Connection, table: Table, key: tuple[str, ...], rows: Sequence[Mapping[str, object]]
+) -> None:
+    """Insert or update rows by their *key*, all with the same columns; columns not given stay."""
+    if rows:
+        columns = tuple(sorted(rows[0].keys() - set(key)))
+        connection.execute(_upsert(connection.dialect.name, table, key, columns), rows)
 
 
 @cache

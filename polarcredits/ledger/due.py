@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Select, delete, exc, select, text
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, load
+from polarcredits.ledger.account import Call
 from polarcredits.ledger.identity import account_of
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.ledger.stepping import lock_standings, take_steps

@@ -1,25 +1,33 @@
-"""The stored events, and the one transaction that stores and applies one (docs/rules.md §8.2)."""
+"""The stored events: how they are found, read in order, and when a failed one is tried again (§8)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, Select, func, select, text, tuple_
 
 from polarcredits.errors import InvalidInput
-from polarcredits.facts import Fact
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, micros, moment
-from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.ingest import apply_facts, stamp
+from polarcredits.ledger.account import micros, moment
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.periods import from_micros, to_micros
 
 EventStatus = Literal["applied", "ignored", "failed"]
+FAILED = text("status = 'failed'")
+"""Literal, so that the index of failed events is used."""
+ATTEMPTS = 10
+"""After so many an event is dead: it stays among the failed ones, and is no longer tried by itself."""
+
+
+def next_attempt(attempts: int, now: datetime) -> datetime | None:
+    """Return when an event that failed for the n-th time is tried again: 1, 2, 4 … minutes, then never."""
+    if attempts >= ATTEMPTS:
+        return None
+    return now + min(timedelta(minutes=2 ** (attempts - 1)), timedelta(hours=6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,15 @@ class EventRow:
     occurred_at: datetime | None
     received_at: datetime
     raw: bytes
+    next_attempt_at: datetime | None = None
+    """When a failed event is applied again by itself."""
+    told: str | None = None
+    """What it told when it was applied: see `applying.memo`."""
+
+    @property
+    def dead(self) -> bool:
+        """Say whether it failed so often that only `webhooks retry` applies it."""
+        return self.status == "failed" and self.next_attempt_at is None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -43,78 +60,96 @@ class EventRow:
         return loaded if isinstance(loaded, dict) else {}
 
 
-class EventStore:
-    """Reads and writes the inbox."""
+def find(ledger: Ledger, id: str) -> EventRow | None:
+    """Return a stored event."""
 
-    def __init__(self, ledger: Ledger, environment: str) -> None:
-        self._ledger = ledger
-        self._environment = environment
+    def work(connection: Connection) -> EventRow | None:
+        row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
+        return event_of(row) if row else None
 
-    def find(self, id: str) -> EventRow | None:
-        """Return a stored event."""
+    return ledger.reading(work)
 
-        def work(connection: Connection) -> EventRow | None:
-            row = connection.execute(select(t.events).where(t.events.c.id == id)).first()
-            return _event(row) if row else None
 
-        return self._ledger.reading(work)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which events: by what became of them, type, user and when they came.
 
-    def list(
-        self,
-        *,
-        status: str | None = None,
-        type: str | None = None,
-        user: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = 50,
-    ) -> list[EventRow]:
-        """Return stored events, newest first. Raises InvalidInput where *status* is none of theirs."""
-        if status is not None and status not in get_args(EventStatus):
-            raise InvalidInput(f"No event is {status!r}; there are {', '.join(get_args(EventStatus))}.")
+    Raises InvalidInput where *status* is none of theirs. `failed` means the dead ones too, `dead`
+    only those.
+    """
+
+    status: str | None = None
+    type: str | None = None
+    user: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a status that no event has."""
+        known = (*get_args(EventStatus), "dead")
+        if self.status is not None and self.status not in known:
+            raise InvalidInput(f"No event is {self.status!r}; there are {', '.join(known)}.")
+
+    def of(self, query: Select[Any]) -> Select[Any]:
+        """Return *query* for these events only."""
         e = t.events.c
-        query = select(t.events).order_by(e.received_at.desc(), e.id)
-        for column, value in ((e.status, status), (e.type, type), (e.user_id, user)):
-            if value is not None:
-                query = query.where(column == value)
-        if since is not None:
-            query = query.where(e.received_at >= to_micros(since))
-        if until is not None:
-            query = query.where(e.received_at < to_micros(until))
-        query = query.limit(limit)
-        return self._ledger.reading(lambda c: [_event(row) for row in c.execute(query)])
-
-    def apply(self, row: EventRow, facts: Sequence[Fact], *, now: datetime, new: bool) -> str | None:
-        """Store and apply in one transaction; None if another process had stored it, "" for no user."""
-        call = Call(now=now, wall=datetime.now(UTC), actor=f"webhook:{row.id}", event=row.id)
-
-        def work(connection: Connection) -> str | None:
-            if new and not insert_once(connection, t.events, **_values(row)):
-                return None
-            stamp(connection, self._environment)
-            user = None
-            if facts and row.occurred_at is not None:
-                users = apply_facts(connection, self._ledger.catalog, facts, call, row.occurred_at)
-                user = next(iter(users), None)
-            e = t.events.c
-            values = {**_values(row), "user_id": user}
-            connection.execute(update(t.events).where(e.id == row.id).values(values))
-            return user or ""
-
-        return self._ledger.in_transaction(work)
-
-    def keep(self, row: EventRow, *, new: bool) -> None:
-        """Keep an event that could not be applied, with its error."""
-
-        def work(connection: Connection) -> None:
-            if not (new and insert_once(connection, t.events, **_values(row))):
-                e = t.events.c
-                connection.execute(update(t.events).where(e.id == row.id).values(_values(row)))
-
-        self._ledger.in_transaction(work)
+        if self.status in ("failed", "dead"):
+            query = query.where(FAILED)
+            query = query.where(e.next_attempt_at.is_(None)) if self.status == "dead" else query
+        elif self.status is not None:
+            query = query.where(e.status == self.status)
+        for column, value in ((e.type, self.type), (e.user_id, self.user)):
+            query = query if value is None else query.where(column == value)
+        if self.since is not None:
+            query = query.where(e.received_at >= to_micros(self.since))
+        if self.until is not None:
+            query = query.where(e.received_at < to_micros(self.until))
+        return query
 
 
-def _values(row: EventRow) -> dict[str, Any]:
+def newest(ledger: Ledger, wanted: Wanted, limit: int | None) -> list[EventRow]:
+    """Return events, newest first."""
+    e = t.events.c
+    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id).limit(limit)
+    return _read(ledger, query)
+
+
+def count(ledger: Ledger, wanted: Wanted) -> int:
+    """Return how many events there are."""
+    query = wanted.of(select(func.count()).select_from(t.events))
+    return ledger.reading(lambda connection: int(connection.execute(query).scalar_one()))
+
+
+def in_order(ledger: Ledger, wanted: Wanted, size: int) -> Iterator[list[EventRow]]:
+    """Yield events in the order they came, *size* at a time, each page read when it is asked for."""
+    e = t.events.c
+    place = tuple_(e.received_at, e.id)
+    query = wanted.of(select(t.events)).order_by(e.received_at, e.id).limit(size)
+    page = _read(ledger, query)
+    while page:
+        yield page
+        last = page[-1]
+        beyond = query.where(place > (to_micros(last.received_at), last.id))
+        page = _read(ledger, beyond)
+
+
+def _read(ledger: Ledger, query: Select[Any]) -> list[EventRow]:
+    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query).all()])
+
+
+def due(connection: Connection, now: datetime, most: int) -> list[EventRow]:
+    """Lock and return failed events whose time has come, in the order they came.
+
+    Those that another process is at are left to it.
+    """
+    at = t.events.c.next_attempt_at
+    query = select(t.events).where(FAILED, at <= to_micros(now)).order_by(at).limit(most)
+    rows = connection.execute(query.with_for_update(skip_locked=True))
+    return sorted(map(event_of, rows), key=lambda row: (row.received_at, row.id))
+
+
+def values_of(row: EventRow) -> dict[str, Any]:
+    """Return the columns of an event."""
     return {
         "id": row.id,
         "type": row.type,
@@ -125,10 +160,13 @@ def _values(row: EventRow) -> dict[str, Any]:
         "occurred_at": micros(row.occurred_at),
         "received_at": to_micros(row.received_at),
         "raw": row.raw,
+        "next_attempt_at": micros(row.next_attempt_at),
+        "told": row.told,
     }
 
 
-def _event(row: Row[Any]) -> EventRow:
+def event_of(row: Row[Any]) -> EventRow:
+    """Return the event of a row."""
     return EventRow(
         id=row.id,
         type=row.type,
@@ -139,4 +177,6 @@ def _event(row: Row[Any]) -> EventRow:
         occurred_at=moment(row.occurred_at),
         received_at=from_micros(row.received_at),
         raw=bytes(row.raw),
+        next_attempt_at=moment(row.next_attempt_at),
+        told=row.told,
     )

@@ -9,9 +9,11 @@ from sqlalchemy import Connection, func, literal, select, union_all
 
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
+from polarcredits.ledger.database import upsert
+from polarcredits.ledger.events import FAILED
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import Problem, verify_some
-from polarcredits.periods import FOREVER
+from polarcredits.periods import FOREVER, to_micros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +27,27 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is waiting to be done."""
+
+    failed_events: int
+    """Events that could not be applied, dead ones too."""
+    dead_events: int
+    """Those of them that are no longer tried by themselves."""
+    oldest_failed: datetime | None
+    """When the oldest event arrived that waits to be tried again."""
+    oldest_due: datetime | None
+    """When the most overdue account fell due."""
+    last_refill: datetime | None
+    """When `refill` last went through everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """How the database is."""
 
     users: int
-    failed_events: int
-    oldest_due: datetime | None
-    """When the most overdue account fell due."""
+    work: Work
     unknown_products: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
     problems: tuple[Problem, ...]
@@ -42,22 +58,49 @@ def examine(ledger: Ledger, *, some: int = 200) -> Health:
     """Return the database's health; the laws are checked for *some* accounts."""
 
     def work(connection: Connection) -> Health:
-        a, b, e = t.accounts.c, t.balances.c, t.events.c
+        a, b = t.accounts.c, t.balances.c
         count = select(func.count())
-        due = connection.execute(select(func.min(b.next_due_at)).where(b.next_due_at < FOREVER)).scalar()
         recent = select(b.account_id).order_by(b.last_occurred_at.desc()).limit(some)
         return Health(
             users=connection.execute(count.select_from(t.accounts).where(a.alias_of.is_(None))).scalar_one(),
-            failed_events=connection.execute(
-                count.select_from(t.events).where(e.status == "failed")
-            ).scalar_one(),
-            oldest_due=moment(due),
+            work=_waiting(connection),
             unknown_products=unknown(connection),
             disagreements=_disagreements(connection),
             problems=tuple(verify_some(connection, connection.execute(recent).scalars().all())),
         )
 
     return ledger.reading(work)
+
+
+def waiting(ledger: Ledger) -> Work:
+    """Return what is waiting to be done; cheap enough to be asked every few seconds."""
+    return ledger.reading(_waiting)
+
+
+def _waiting(connection: Connection) -> Work:
+    b, e, s = t.balances.c, t.events.c, t.settings.c
+    failed = select(func.count(), func.count(e.next_attempt_at), func.min(e.received_at)).where(FAILED)
+    total, alive, _ = connection.execute(failed).one()
+    oldest = connection.execute(failed.where(e.next_attempt_at.is_not(None))).one()[2]
+    due = connection.execute(select(func.min(b.next_due_at)).where(b.next_due_at < FOREVER)).scalar()
+    ran = connection.execute(select(s.value).where(s.name == _LAST_REFILL)).scalar()
+    return Work(
+        failed_events=total,
+        dead_events=total - alive,
+        oldest_failed=moment(oldest),
+        oldest_due=moment(due),
+        last_refill=moment(None if ran is None else int(ran)),
+    )
+
+
+_LAST_REFILL = "last_refill_at"
+
+
+def note_refill(ledger: Ledger, at: datetime) -> None:
+    """Write down that a refill has gone through everybody."""
+    ledger.in_transaction(
+        lambda connection: upsert(connection, t.settings, {"name": _LAST_REFILL}, value=str(to_micros(at)))
+    )
 
 
 def unknown_products(ledger: Ledger) -> tuple[str, ...]:

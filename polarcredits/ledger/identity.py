@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from polarcredits.credits import Carry
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import Call, LoadedAccount, load
+from polarcredits.ledger.account import Call, LoadedAccount
 from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.facts import assign_owners, owner_of_customer
-from polarcredits.ledger.reconcile import Settled, true_at, write
+from polarcredits.ledger.facts import owner_of_customer
+from polarcredits.ledger.keeping import load, new_account, save
+from polarcredits.ledger.known import KnownFacts
+from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.lots import Lot
 from polarcredits.periods import FOREVER, to_micros
 from polarcredits.plans import Catalog
@@ -49,25 +51,44 @@ def create(
 ) -> bool:
     """Make an account with its lifetime grant; False if it is there already (§3.2)."""
     plan = catalog.default
+    account = put_account(connection, catalog, user, call, email=email, name=name)
+    if account is None:
+        return False
+    loaded = new_account(account, user, plan.name, call.now)
+    if plan.credits:
+        loaded.book.lots.append(lifetime(user, plan.name, plan.credits, call.now))
+    write(connection, true_at(connection, catalog, loaded, call), call)
+    return True
+
+
+def put_account(
+    connection: Connection,
+    catalog: Catalog,
+    user: str,
+    call: Call,
+    *,
+    email: str | None = None,
+    name: str | None = None,
+) -> int | None:
+    """Insert an account without grants; return its id, None if there is one already."""
     made = insert_once(
         connection,
         t.accounts,
         user_id=user,
         email=email,
         name=name,
-        plan=plan.name,
+        plan=catalog.default.name,
         alias_of=None,
         created_at=to_micros(call.now),
     )
     if not made:
-        return False
-    account = connection.execute(select(t.accounts.c.id).where(t.accounts.c.user_id == user)).scalar_one()
+        return None
+    account: int = connection.execute(_ACCOUNT, {"user": user}).scalar_one()
     insert_once(connection, t.balances, account_id=account)
-    loaded = load(connection, account, lock=True)
-    if plan.credits:
-        loaded.book.lots.append(_lifetime(user, plan.name, plan.credits, call.now))
-    write(connection, true_at(connection, catalog, loaded, call), call)
-    return True
+    return account
+
+
+_ACCOUNT = select(t.accounts.c.id).where(t.accounts.c.user_id == bindparam("user"))
 
 
 def add(
@@ -89,7 +110,8 @@ def add(
     return False
 
 
-def _lifetime(user: str, plan: str, credits: int, now: datetime) -> Lot:
+def lifetime(user: str, plan: str, credits: int, now: datetime) -> Lot:
+    """Return the default plan's grant, given once with the account (§3.2)."""
     return Lot(
         key=f"lifetime:{user}:{plan}",
         source="lifetime",
@@ -114,7 +136,9 @@ def link(connection: Connection, catalog: Catalog, placeholder: str, user: str, 
     if connection.execute(open_account).first() is None:
         raise InvalidInput(f"{placeholder} is linked already.", user=user)
     connection.execute(update(t.customers).where(c.id == customer).values(linked_user=user))
-    assign_owners(connection, customer)
+    known = KnownFacts(connection)
+    known.give_owners(customer)
+    known.save()
     adopt(connection, catalog, placeholder, user, call)
 
 
@@ -142,7 +166,7 @@ def adopt(connection: Connection, catalog: Catalog, placeholder: str, user: str,
     settled = true_at(connection, catalog, loaded[target], call)
     write(connection, settled, call)
     loaded[source].next_due_at = FOREVER
-    loaded[source].save(connection, call)
+    save(connection, loaded[source], call)
     connection.execute(
         update(t.accounts).where((a.id == source) | (a.alias_of == source)).values(alias_of=target)
     )
@@ -166,7 +190,7 @@ def _renamed(key: str, before: str, after: str) -> str:
 
 def _merge(connection: Connection, source: LoadedAccount, target: LoadedAccount, call: Call) -> None:
     """Move holds and grants; what was spent of a grant that the user has too is charged to that."""
-    source.save(connection, call)
+    save(connection, source, call)
     keys = {lot.key: lot for lot in target.book.lots}
     for lot in list(source.book.lots):
         renamed = _renamed(lot.key, source.user, target.user)
@@ -224,15 +248,3 @@ def _move(source: LoadedAccount, target: LoadedAccount, lot: Lot, credits: int, 
     if credits:
         source.post(call, "transfer", -credits, lot=lot)
         target.post(call, "transfer", credits, lot=lot)
-
-
-def settle_all(
-    connection: Connection, catalog: Catalog, accounts: list[int], call: Call, news: datetime | None
-) -> list[Settled]:
-    """Reconcile several accounts, locked in id order, and write them."""
-    done = []
-    for account in sorted(accounts):
-        settled = true_at(connection, catalog, load(connection, account, lock=True), call, news=news)
-        write(connection, settled, call)
-        done.append(settled)
-    return done

@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import identity, requests, spending
-from polarcredits.ledger.account import Call, Details, LoadedAccount, load
+from polarcredits.ledger.account import Call, Details, LoadedAccount
 from polarcredits.ledger.batching import Group
 from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import Spend, Spent
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.past import as_it_was
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.reversal import give_back

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, bindparam, delete
 
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.database import upsert
+from polarcredits.ledger.database import upsert_all
 from polarcredits.outlook import Outlook
 
 RULES = 1
@@ -17,25 +19,31 @@ def read_bounds(text: str) -> list[int]:
     return list(map(int, text.split(",")))
 
 
-def write_outlook(connection: Connection, account: int, outlook: Outlook | None) -> None:
-    """Replace what was foreseen for an account."""
-    if outlook is None:
-        connection.execute(delete(t.outlooks).where(t.outlooks.c.account_id == account))
-        return
+def write_outlooks(connection: Connection, outlooks: Mapping[int, Outlook | None]) -> None:
+    """Replace what was foreseen for some accounts."""
+    none = [{"account": account} for account, outlook in outlooks.items() if outlook is None]
+    if none:
+        connection.execute(_FORGET, none)
+    rows = [_row(account, outlook) for account, outlook in outlooks.items() if outlook is not None]
+    upsert_all(connection, t.outlooks, ("account_id",), rows)
+
+
+_FORGET = delete(t.outlooks).where(t.outlooks.c.account_id == bindparam("account"))
+
+
+def _row(account: int, outlook: Outlook) -> dict[str, object]:
     run = outlook.run
-    upsert(
-        connection,
-        t.outlooks,
-        {"account_id": account},
-        rules=RULES,
-        until=outlook.until,
-        product_id=outlook.product_id,
-        prefix=run and run.prefix,
-        first_index=run and run.first_index,
-        bounds=run and ",".join(map(str, run.bounds)),
-        expires_at=run and run.expires_at,
-        plan=run and run.plan,
-        credits=run and run.credits,
-        clawback=run and run.clawback,
-        subscription_id=run and run.subscription_id,
-    )
+    return {
+        "account_id": account,
+        "rules": RULES,
+        "until": outlook.until,
+        "product_id": outlook.product_id,
+        "prefix": run and run.prefix,
+        "first_index": run and run.first_index,
+        "bounds": run and ",".join(map(str, run.bounds)),
+        "expires_at": run and run.expires_at,
+        "plan": run and run.plan,
+        "credits": run and run.credits,
+        "clawback": run and run.clawback,
+        "subscription_id": run and run.subscription_id,
+    }

@@ -18,7 +18,7 @@ from polarcredits.billing import LIVE, Subscription
 from polarcredits.entitlements import AccountFacts, entitlements
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
-from polarcredits.ledger.facts import account_facts
+from polarcredits.ledger.known import account_facts
 from polarcredits.ledger.reconcile import Settled, known_terms
 from polarcredits.ledger.reversal import overlap
 from polarcredits.lots import Lot
@@ -199,7 +199,7 @@ def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, 
     account.balance = sum(lot.remaining for lot in kept)
     account.held = sum(reserved.values())
     then = replace(facts, subscriptions=tuple(_then(facts.subscriptions, at)))
-    entitled = entitlements(then, known_terms(connection, then), catalog, at)
+    entitled = entitlements(then, known_terms(connection, [then]), catalog, at)
     return Settled(account=account, facts=facts, entitled=entitled, now=at, past=True)
 
 

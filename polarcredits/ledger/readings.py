@@ -18,9 +18,10 @@ from polarcredits.errors import UnknownUser
 from polarcredits.facts import CustomerFact, DisputeFact, Fact, OrderFact, RefundFact, SubscriptionFact
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, moment
-from polarcredits.ledger.facts import KINDS, customers_of, observed, owner_of_customer, record
+from polarcredits.ledger.facts import KINDS, customers_of, observed, owner_of_customer
 from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.ingest import apply_facts, stamp
+from polarcredits.ledger.known import record
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import settle
 from polarcredits.periods import format_time, to_micros

@@ -6,16 +6,16 @@ Webhooks, replays, refill, reads and the slow path of a deduction all come throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from polarcredits.credits import advance
-from polarcredits.entitlements import AccountFacts, Entitlements, entitlements
+from polarcredits.entitlements import AccountFacts, Entitlements, entitlements, subjects
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import (
@@ -23,11 +23,11 @@ from polarcredits.ledger.account import (
     Call,
     Details,
     LoadedAccount,
-    load,
 )
-from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.facts import account_facts, is_closed
-from polarcredits.ledger.outlooks import write_outlook
+from polarcredits.ledger.database import insert_each_once
+from polarcredits.ledger.keeping import load, save_all
+from polarcredits.ledger.known import KnownFacts
+from polarcredits.ledger.outlooks import write_outlooks
 from polarcredits.lots import Lot
 from polarcredits.outlook import foresee
 from polarcredits.periods import FOREVER, format_time, from_micros, to_micros
@@ -35,6 +35,15 @@ from polarcredits.plans import Catalog
 from polarcredits.terms import Terms
 
 _TERMS = TypeAdapter(Terms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What is known of an account besides its ledger: facts, written terms, whether it is closed."""
+
+    facts: AccountFacts
+    terms: Mapping[tuple[str, str], Terms]
+    closed: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,9 +87,25 @@ def true_at(
     details: Mapping[Lot, Details] = MappingProxyType({}),
 ) -> Settled:
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
+    known = KnownFacts(connection)
+    facts, closed = known.of(loaded.user), known.is_closed(loaded.user)
+    heard = Heard(facts=facts, terms=known_terms(connection, [facts]), closed=closed)
+    return true_by(heard, catalog, loaded, call, news=news, details=details)
+
+
+def true_by(
+    heard: Heard,
+    catalog: Catalog,
+    loaded: LoadedAccount,
+    call: Call,
+    *,
+    news: datetime | None = None,
+    details: Mapping[Lot, Details] = MappingProxyType({}),
+) -> Settled:
+    """Make a loaded account true at `call.now` by what was heard of it."""
     call = replace(call, now=ledger_time(loaded, call.now))
-    facts = account_facts(connection, loaded.user)
-    entitled = entitlements(facts, known_terms(connection, facts), catalog, call.now)
+    facts = heard.facts
+    entitled = entitlements(facts, heard.terms, catalog, call.now)
     lapse(loaded, call.now)
     as_of = call.now if news is None else min(news, call.now)
     postings = advance(loaded.book, entitled.desired, call.now, as_of)
@@ -101,7 +126,7 @@ def true_at(
         elif posting.type == "expire":
             result.expired += 1
             result.credits_expired -= posting.amount
-    loaded.closed = is_closed(connection, loaded.user)
+    loaded.closed = heard.closed
     loaded.next_due_at = _next_due(loaded, entitled, call.now)
     result.downgraded = loaded.plan != entitled.plan and entitled.plan == catalog.default_plan
     return result
@@ -109,28 +134,57 @@ def true_at(
 
 def write(connection: Connection, settled: Settled, call: Call) -> None:
     """Save a settled account, its plan and the terms that were used for the first time."""
-    account, entitled = settled.account, settled.entitled
-    account.save(connection, call)
-    for hold, status, captured in account.closed_holds:
-        ended = update(t.holds).where(t.holds.c.id == hold)
-        connection.execute(ended.values(status=status, captured=captured, closed_at=to_micros(call.now)))
-    account.closed_holds.clear()
-    for (subject, product), terms in entitled.new_terms.items():
-        insert_once(
-            connection,
-            t.terms,
-            subject=subject,
-            product_id=product,
-            terms=_TERMS.dump_json(terms).decode(),
-        )
-    for product in entitled.unknown_products:
-        insert_once(connection, t.unknown_products, account_id=account.id, product_id=product)
-    if account.plan != entitled.plan:
-        a = t.accounts.c
-        connection.execute(update(t.accounts).where(a.id == account.id).values(plan=entitled.plan))
-        account.plan = entitled.plan
-    if account.next_due_at < FOREVER:
-        write_outlook(connection, account.id, foresee(account.book, settled.facts, entitled, settled.now))
+    settled.account.settled_by(call)
+    write_all(connection, [settled], call)
+
+
+def write_all(connection: Connection, settled: Sequence[Settled], call: Call) -> None:
+    """Save several settled accounts, whose new grants have their provisional ids."""
+    save_all(connection, [each.account for each in settled])
+    _write_closed_holds(connection, [each.account for each in settled], call)
+    terms = [
+        {"subject": subject, "product_id": product, "terms": _TERMS.dump_json(terms).decode()}
+        for each in settled
+        for (subject, product), terms in each.entitled.new_terms.items()
+    ]
+    insert_each_once(connection, t.terms, terms)
+    unknown = [
+        {"account_id": each.account.id, "product_id": product}
+        for each in settled
+        for product in each.entitled.unknown_products
+    ]
+    insert_each_once(connection, t.unknown_products, unknown)
+    moved = [each for each in settled if each.account.plan != each.entitled.plan]
+    for each in moved:
+        each.account.plan = each.entitled.plan
+    if moved:
+        plans = [{"account": each.account.id, "plan": each.entitled.plan} for each in moved]
+        connection.execute(_CHANGE_PLAN, plans)
+    write_outlooks(
+        connection,
+        {
+            each.account.id: foresee(each.account.book, each.facts, each.entitled, each.now)
+            for each in settled
+            if each.account.next_due_at < FOREVER
+        },
+    )
+
+
+_CHANGE_PLAN = update(t.accounts).where(t.accounts.c.id == bindparam("account"))
+_CLOSE_HOLD = update(t.holds).where(t.holds.c.id == bindparam("hold"))
+
+
+def _write_closed_holds(connection: Connection, accounts: Iterable[LoadedAccount], call: Call) -> None:
+    closed_at = to_micros(call.now)
+    rows = []
+    for account in accounts:
+        rows += [
+            {"hold": hold, "status": status, "captured": captured, "closed_at": closed_at}
+            for hold, status, captured in account.closed_holds
+        ]
+        account.closed_holds.clear()
+    if rows:
+        connection.execute(_CLOSE_HOLD, rows)
 
 
 def lapse(account: LoadedAccount, now: datetime) -> None:
@@ -146,23 +200,17 @@ def _next_due(account: LoadedAccount, entitled: Entitlements, now: datetime) -> 
     return min((to_micros(time) for time in times), default=FOREVER)
 
 
-def known_terms(connection: Connection, facts: AccountFacts) -> dict[tuple[str, str], Terms]:
-    """Return the terms written down for an account's periods and orders (§1.3)."""
-    products = {v.product_id for s in facts.subscriptions for p in s.periods for v in p.versions}
-    products |= {p.latest.product_id for p in facts.payments if p.latest.product_id}
-    if not products:
-        return {}
-    c = t.terms.c
-    subjects = [f"period:{s.latest.id}:" for s in facts.subscriptions]
+def known_terms(connection: Connection, accounts: Iterable[AccountFacts]) -> dict[tuple[str, str], Terms]:
+    """Return the terms written down for the periods and orders of some accounts (§1.3)."""
+    wanted = sorted({subject for facts in accounts for subject in subjects(facts)})
     found: dict[tuple[str, str], Terms] = {}
-    for prefix in subjects:
-        rows = connection.execute(select(t.terms).where(c.subject >= prefix, c.subject < prefix + "~"))
-        found.update({(r.subject, r.product_id): _TERMS.validate_json(r.terms) for r in rows})
-    orders = [f"order:{p.latest.id}" for p in facts.payments if not p.latest.subscription_id]
-    for at in range(0, len(orders), 500):
-        rows = connection.execute(select(t.terms).where(c.subject.in_(orders[at : at + 500])))
+    for at in range(0, len(wanted), 500):
+        rows = connection.execute(_TERMS_OF, {"subjects": wanted[at : at + 500]})
         found.update({(r.subject, r.product_id): _TERMS.validate_json(r.terms) for r in rows})
     return found
+
+
+_TERMS_OF = select(t.terms).where(t.terms.c.subject.in_(bindparam("subjects", expanding=True)))
 
 
 def refuse_earlier(account: LoadedAccount, call: Call) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, select
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, Details
+from polarcredits.ledger.keeping import save
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at
 from polarcredits.ledger.requests import refuse_if_reversed
 from polarcredits.ledger.values import no_transaction, parse_transaction_id
@@ -36,7 +37,7 @@ def give_back(
     account = settle(connection, catalog, alias or own, call, lock=True).account
     refuse_if_reversed(connection, own, sequence)
     refuse_earlier(account, call)
-    account.save(connection, call)
+    save(connection, account, call)
     row = account.post(
         call,
         "reversal",

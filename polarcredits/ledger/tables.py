@@ -17,7 +17,6 @@ from polarcredits.ledger.naming import NAMING
 SQLModel.metadata.naming_convention = NAMING
 _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
-_LIVE = text("expired = 0")
 
 
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
@@ -29,17 +28,17 @@ def _text(*, key: bool = False) -> Any:
 
 
 def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
-    args = [ForeignKey(to)] if to else []
-    options: dict[str, Any] = {}
-    if default is not None:
-        options["server_default"] = str(default)
     return Field(
         default=default,
         primary_key=key,
         sa_type=kind,
-        sa_column_args=args,
-        sa_column_kwargs=options,
+        sa_column_args=[ForeignKey(to)] if to else [],
+        sa_column_kwargs={} if default is None else {"server_default": str(default)},
     )
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 def _where_set(name: str, *columns: str, unique: bool = False) -> Index:
@@ -123,7 +122,7 @@ class Grant(SQLModel, table=True):
     __table_args__ = (
         Unique("account_id", "key"),
         CheckConstraint("gross >= 0 AND clawed >= 0 AND used >= 0 AND held >= 0", name="amounts"),
-        Index("ix_grants_live", "account_id", sqlite_where=_LIVE, postgresql_where=_LIVE),
+        Index("ix_grants_live", "account_id", **_where("expired = 0")),
         _STRICT,
     )
     id: int | None = _int(key=True)
@@ -326,12 +325,13 @@ class UnknownProduct(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """The inbox: every verified event, raw, once per webhook-id."""
+    """The inbox: every verified event, raw, once per webhook-id; failed ones with their next attempt."""
 
     __tablename__ = "webhook_events"
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
-        Index("ix_webhook_events_received", "received_at"),
+        Index("ix_webhook_events_received", "received_at", "id"),
+        Index("ix_webhook_events_failed", "next_attempt_at", **_where("status = 'failed'")),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -343,6 +343,8 @@ class Event(SQLModel, table=True):
     occurred_at: int | None = _int()
     received_at: int = _int()
     raw: bytes = _field(Bytes(), key=False)
+    next_attempt_at: int | None = _int()
+    told: str | None = _text()
 
 
 class Setting(SQLModel, table=True):

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, func, select
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import load
 from polarcredits.ledger.identity import account_of
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.past import movements
 

@@ -177,9 +177,16 @@ def test_a_failed_event_is_kept_and_shown(run: Run, tmp_path: Path) -> None:
     code, report = run("webhooks", "ingest", str(bare), "--unsigned")
     assert (code, report["failed"]) == (9, 1)
     listed = run("webhooks", "list", "--status", "failed")[1]["events"]
-    assert [event["attempts"] for event in listed] == [1]
-    code, report = run("webhooks", "retry", "--all")
-    assert (code, report["failed"]) == (9, 1)
+    assert [(event["attempts"], event["dead"]) for event in listed] == [(1, False)]
+    assert listed[0]["next_attempt_at"] > listed[0]["received_at"]
+    assert run("webhooks", "list", "--status", "dead")[1]["events"] == []
+    for _ in range(9):
+        code, report = run("webhooks", "retry", "--all")
+        assert (code, report["failed"]) == (9, 1)
+    for status in ("dead", "failed"):
+        (dead,) = run("webhooks", "list", "--status", status)[1]["events"]
+        assert (dead["status"], dead["attempts"], dead["dead"]) == ("failed", 10, True)
+        assert dead["next_attempt_at"] is None
     assert run("webhooks", "show", listed[0]["id"])[1]["payload"]["data"] == {"id": "o1"}
 
 

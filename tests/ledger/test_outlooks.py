@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from polarcredits.ledger.hotpath import Spend, spend
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
-from polarcredits.periods import to_micros
 from polarcredits.refill import RefillReport, refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.worlds import at, catalog, dump, feed, lots
@@ -30,15 +28,6 @@ def subscribe(ledger: Ledger, user: str, product: str = "pro-year") -> Story:
     life = Story(user, at=at("04-01"), interval="year")
     feed(ledger, [e for e in life.purchase(product) if e["type"] == "subscription.created"])
     return life
-
-
-def use(ledger: Ledger, user: str, credits: int, when: Any) -> None:
-    """Spend on the hot path at a time of the story; nothing is settled."""
-    wanted = Spend(
-        user=user, amount=credits, operation="call", meta=None, actor="api", key=None, request=None,
-        now=to_micros(when), recorded=to_micros(when),
-    )  # fmt: skip
-    assert ledger.in_transaction(lambda connection: spend(connection, wanted)) is not None
 
 
 def sums(report: RefillReport) -> tuple[int, ...]:
@@ -56,14 +45,14 @@ def test_the_common_case_needs_no_facts(ledger: Ledger) -> None:
     """Month after month, with and without spending, even after an outage: by the outlook alone."""
     for user in ("ann", "ben", "cid"):
         subscribe(ledger, user)
-    use(ledger, "ben", 137, at("04-07"))
-    use(ledger, "cid", 5400, at("04-07"))
+    ledger.deduct("ben", 137, at=at("04-07"))
+    ledger.deduct("cid", 5400, at=at("04-07"))
     report = refill(ledger, at=MAY)
     assert report.foreseen == report.considered == 3
     assert sums(report) == (3, 3, 2, 15000, 5000 + 4863)
     assert lots(ledger, "ben", MAY) == [("allowance", 5000, 0, 5000), ("lifetime", 1000, 0, 1000)]
     assert lots(ledger, "cid", MAY) == [("allowance", 5000, 0, 5000), ("lifetime", 1000, 400, 600)]
-    use(ledger, "ann", 5100, at("05-07"))
+    ledger.deduct("ann", 5100, at=at("05-07"))
     later = refill(ledger, at=at("08-15"))
     assert later.foreseen == later.considered == 3
     assert (later.granted, later.expired) == (9, 8)
@@ -130,7 +119,7 @@ def test_what_is_not_plain_is_left_to_reconcile(ledger: Ledger) -> None:
     """A hold, credits owed, a rollover, two subscriptions, an end of access: each by its facts."""
     lives = {user: subscribe(ledger, user) for user in ("plain", "held", "owing", "twice", "ending")}
     ledger.hold("held", 10, ttl=timedelta(hours=24), at=at("04-30 12:00"))
-    use(ledger, "owing", 3000, at("04-07"))
+    ledger.deduct("owing", 3000, at=at("04-07"))
     feed(ledger, lives["owing"].plan_change("team", at("04-08")))
     second = Story("twice", at=at("04-02"), interval="year", seed="second")
     feed(ledger, [e for e in second.purchase("max") if e["type"] == "subscription.created"])
@@ -281,7 +270,7 @@ def verify_expired(ledger: Ledger) -> int:
 def test_a_refused_refill_of_one_user_moves_nothing(ledger: Ledger) -> None:
     """A dry run by outlook leaves every row as it was."""
     subscribe(ledger, "ann")
-    use(ledger, "ann", 10, at("04-07"))
+    ledger.deduct("ann", 10, at=at("04-07"))
     before = dump(ledger)
     tried = refill(ledger, at=MAY, dry_run=True)
     assert (tried.foreseen, dump(ledger)) == (1, before)

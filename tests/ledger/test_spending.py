@@ -26,8 +26,8 @@ from polarcredits.errors import (
     PolarCreditsError,
     UnknownUser,
 )
-from polarcredits.ledger.account import load
 from polarcredits.ledger.identity import account_of
+from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.ledger.verify import verify
