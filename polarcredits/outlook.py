@@ -238,10 +238,10 @@ def step(standing: Standing, outlook: Outlook, stakes: Sequence[Stake], now: int
     """Add to *steps* what makes an account true at *now*; False, and nothing added, if it is not plain.
 
     *stakes* are all its grants that have not expired, by id. Everything from `next_due_at` on is
-    still to be done and everything before it is done, so an outlook stays true when it was followed.
+    still to be done and everything before it is done, so an outlook stays true when it was followed,
+    and nothing is dated before an entry that is there: those are older than `next_due_at`.
     """
     account, balance, sequence, unsettled, settled, due, last = standing
-    now = max(now, last)
     if now >= outlook.until:
         return False
     drawn = _drawn(stakes, unsettled) if unsettled else {}
@@ -289,8 +289,8 @@ def step(standing: Standing, outlook: Outlook, stakes: Sequence[Stake], now: int
     for time, _, _, kind, amount, grant in postings:
         sequence += 1
         balance += amount
-        last = max(time, last)
-        steps.entries.append(Entry(account, sequence, kind, amount, balance, grant, last))
+        last = time
+        steps.entries.append(Entry(account, sequence, kind, amount, balance, grant, time))
         if amount > 0:
             steps.credits_granted += amount
         else:

@@ -95,16 +95,16 @@ def settle_batch(
 ) -> Batch:
     """Settle and write those of *accounts* that are due still, skipping those in use.
 
-    Whose outlook holds is settled set-based, the others one by one, as many as there is room for.
-    With *apart*, all are settled one by one, and one that cannot be is reported and stops nobody
-    else's.
+    *accounts* are in order and not empty. Whose outlook holds is settled set-based, the others one
+    by one, as many as there is room for. With *apart*, all are settled one by one, and one that
+    cannot be is reported and stops nobody else's.
     """
 
     def work(connection: Connection) -> Batch:
         standings = lock_standings(connection, accounts)
         u = t.unknown_products.c
-        mine = _named(ledger.catalog).where(u.account_id.in_([each.account for each in standings]))
-        named = set(connection.execute(mine).scalars())
+        between = _named(ledger.catalog).where(u.account_id.between(accounts[0], accounts[-1]))
+        named = set(connection.execute(between).scalars()).intersection(each.account for each in standings)
         now, batch = to_micros(call.now), Batch()
         due = [each for each in standings if each.next_due_at <= now and each.account not in named]
         slow = [each.account for each in due]

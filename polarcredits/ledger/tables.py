@@ -16,7 +16,6 @@ from polarcredits.ledger.naming import NAMING
 SQLModel.metadata.naming_convention = NAMING
 _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
-_LIVE = text("expired = 0")
 
 
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
@@ -122,7 +121,7 @@ class Grant(SQLModel, table=True):
     __table_args__ = (
         Unique("account_id", "key"),
         CheckConstraint("gross >= 0 AND clawed >= 0 AND used >= 0 AND held >= 0", name="amounts"),
-        Index("ix_grants_live", "account_id", sqlite_where=_LIVE, postgresql_where=_LIVE),
+        Index("ix_grants_live", "account_id", **_where("expired = 0")),
         _STRICT,
     )
     id: int | None = _int(key=True)
