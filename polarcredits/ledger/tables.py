@@ -6,7 +6,7 @@ Annotations are not postponed: to compile each again costs every command a hundr
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text, text
 from sqlalchemy import LargeBinary as Bytes
 from sqlalchemy import UniqueConstraint as Unique
 from sqlmodel import Field, SQLModel
@@ -18,6 +18,12 @@ _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
 
 
+def _where_set(name: str, column: str) -> Index:
+    """An index of the few rows that have a value in *column*."""
+    few = text(f"{column} IS NOT NULL")
+    return Index(name, column, sqlite_where=few, postgresql_where=few)
+
+
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
     return _field(_INT, key=key, default=default, to=to)
 
@@ -27,16 +33,12 @@ def _text(*, key: bool = False) -> Any:
 
 
 def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
-    args = [ForeignKey(to)] if to else []
-    options: dict[str, Any] = {}
-    if default is not None:
-        options["server_default"] = str(default)
     return Field(
         default=default,
         primary_key=key,
         sa_type=kind,
-        sa_column_args=args,
-        sa_column_kwargs=options,
+        sa_column_args=[ForeignKey(to)] if to else [],
+        sa_column_kwargs={} if default is None else {"server_default": str(default)},
     )
 
 
@@ -44,7 +46,7 @@ class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Unique("user_id"), Index("ix_accounts_alias", "alias_of"), _STRICT)
+    __table_args__ = (Unique("user_id"), _where_set("ix_accounts_alias", "alias_of"), _STRICT)
     id: int | None = _int(key=True)
     user_id: str = _text()
     email: str | None = _text()
@@ -212,7 +214,7 @@ class Customer(SQLModel, table=True):
     __tablename__ = "customers"
     __table_args__ = (
         Index("ix_customers_external", "external_id"),
-        Index("ix_customers_linked", "linked_user"),
+        _where_set("ix_customers_linked", "linked_user"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -335,19 +337,13 @@ def _table(model: type[SQLModel]) -> Table:
     return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
-accounts = _table(Account)
-balances = _table(CreditBalance)
+accounts, balances = _table(Account), _table(CreditBalance)
 transactions = _table(CreditTransaction)
-grants = _table(Grant)
-draws = _table(GrantDraw)
-carries = _table(GrantCarry)
+grants, draws, carries = _table(Grant), _table(GrantDraw), _table(GrantCarry)
 holds = _table(Hold)
-observations = _table(Observation)
-customers = _table(Customer)
+observations, customers = _table(Observation), _table(Customer)
 subscriptions = _table(SubscriptionRow)
 payments = _table(Payment)
-refunds = _table(RefundRow)
-terms = _table(TermsRow)
+refunds, terms = _table(RefundRow), _table(TermsRow)
 unknown_products = _table(UnknownProduct)
-events = _table(Event)
-settings = _table(Setting)
+events, settings = _table(Event), _table(Setting)
