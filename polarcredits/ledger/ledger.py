@@ -50,7 +50,7 @@ class Ledger:
         self.catalog = catalog
         self.database = database or open_database(url)
         self.actor = actor
-        self._joined = connection
+        self.joined = connection
         self._url = url
         self._teller = Teller(self.database)
         self._group = None if connection is not None else Group(self._teller.spend)
@@ -96,19 +96,19 @@ class Ledger:
 
     def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in a write transaction: our own, or a savepoint of the joined one."""
-        if self._joined is None:
+        if self.joined is None:
             return self.database.write(work, dry_run=dry_run)
-        with failures(), self._joined.begin_nested() as savepoint:
-            result = work(self._joined)
+        with failures(), self.joined.begin_nested() as savepoint:
+            result = work(self.joined)
             if dry_run:
                 savepoint.rollback()
             return result
 
     def reading(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot."""
-        if self._joined is None:
+        if self.joined is None:
             return self.database.read(work)
-        return work(self._joined)
+        return work(self.joined)
 
     def call(self, at: datetime | None = None) -> Call:
         """Return now, or *at*, with who asks."""

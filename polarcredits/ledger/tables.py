@@ -18,6 +18,12 @@ _INT = BigInteger().with_variant(Integer, "sqlite")
 _STRICT = {"sqlite_strict": True}
 
 
+def _where_set(name: str, column: str) -> Index:
+    """An index of the few rows that have a value in *column*."""
+    few = text(f"{column} IS NOT NULL")
+    return Index(name, column, sqlite_where=few, postgresql_where=few)
+
+
 def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
     return _field(_INT, key=key, default=default, to=to)
 
@@ -50,7 +56,7 @@ class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Unique("user_id"), Index("ix_accounts_alias", "alias_of"), _STRICT)
+    __table_args__ = (Unique("user_id"), _where_set("ix_accounts_alias", "alias_of"), _STRICT)
     id: int | None = _int(key=True)
     user_id: str = _text()
     email: str | None = _text()
@@ -241,7 +247,7 @@ class Customer(SQLModel, table=True):
     __tablename__ = "customers"
     __table_args__ = (
         Index("ix_customers_external", "external_id"),
-        Index("ix_customers_linked", "linked_user"),
+        _where_set("ix_customers_linked", "linked_user"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -367,20 +373,14 @@ def _table(model: type[SQLModel]) -> Table:
     return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
-accounts = _table(Account)
-balances = _table(CreditBalance)
+accounts, balances = _table(Account), _table(CreditBalance)
 transactions = _table(CreditTransaction)
-grants = _table(Grant)
+grants, draws, carries = _table(Grant), _table(GrantDraw), _table(GrantCarry)
 outlooks = _table(OutlookRow)
-draws = _table(GrantDraw)
-carries = _table(GrantCarry)
 holds = _table(Hold)
-observations = _table(Observation)
-customers = _table(Customer)
+observations, customers = _table(Observation), _table(Customer)
 subscriptions = _table(SubscriptionRow)
 payments = _table(Payment)
-refunds = _table(RefundRow)
-terms = _table(TermsRow)
+refunds, terms = _table(RefundRow), _table(TermsRow)
 unknown_products = _table(UnknownProduct)
-events = _table(Event)
-settings = _table(Setting)
+events, settings = _table(Event), _table(Setting)

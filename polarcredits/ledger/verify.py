@@ -46,17 +46,18 @@ def verify(
     `progress` is called with (done, total) accounts.
     """
     a, b = t.accounts.c, t.balances.c
+    count = select(func.count(a.id), func.coalesce(func.sum(b.sequence), 0))
+    count = count.select_from(t.accounts.outerjoin(t.balances, b.account_id == a.id))
+    suspected = suspects(ledger, progress) if user is None else set()
 
     def work(connection: Connection) -> Verified:
-        count = select(func.count(a.id), func.coalesce(func.sum(b.sequence), 0))
-        count = count.select_from(t.accounts.outerjoin(t.balances, b.account_id == a.id))
-        if user is not None:
-            account = account_of(connection, user)
-            count, suspected = count.where(a.id == account), {account}
+        if user is None:
+            users, entries = connection.execute(count).one()
+            problems = verify_some(connection, suspected)
         else:
-            suspected = suspects(connection, progress)
-        users, entries = connection.execute(count).one()
-        problems = verify_some(connection, suspected)
+            account = account_of(connection, user)
+            users, entries = connection.execute(count.where(a.id == account)).one()
+            problems = verify_some(connection, [account])
         return Verified(users=users, transactions=int(entries), problems=problems)
 
     return ledger.reading(work)
