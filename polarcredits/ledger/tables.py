@@ -4,66 +4,29 @@ Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQ
 Annotations are not postponed: to compile each again costs every command a hundredth of a second.
 """
 
-from typing import Any
-
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Table, Text, text
+from sqlalchemy import CheckConstraint, Index, Table
 from sqlalchemy import LargeBinary as Bytes
 from sqlalchemy import UniqueConstraint as Unique
-from sqlmodel import Field, SQLModel
+from sqlmodel import SQLModel
 
+from polarcredits.ledger.columns import STRICT, column, integer, text, where, where_set
 from polarcredits.ledger.naming import NAMING
 
 SQLModel.metadata.naming_convention = NAMING
-_INT = BigInteger().with_variant(Integer, "sqlite")
-_STRICT = {"sqlite_strict": True}
-
-
-def _where_set(name: str, column: str) -> Index:
-    """An index of the few rows that have a value in *column*."""
-    few = text(f"{column} IS NOT NULL")
-    return Index(name, column, sqlite_where=few, postgresql_where=few)
-
-
-def _int(*, key: bool = False, default: int | None = None, to: str | None = None) -> Any:
-    return _field(_INT, key=key, default=default, to=to)
-
-
-def _text(*, key: bool = False) -> Any:
-    return _field(Text(), key=key)
-
-
-def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
-    return Field(
-        default=default,
-        primary_key=key,
-        sa_type=kind,
-        sa_column_args=[ForeignKey(to)] if to else [],
-        sa_column_kwargs={} if default is None else {"server_default": str(default)},
-    )
-
-
-def _where(condition: str) -> dict[str, Any]:
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
-
-
-def _where_set(name: str, *columns: str, unique: bool = False) -> Index:
-    """Return an index of the rows in which the last column is set: most deductions are in none."""
-    rows = text(f"{columns[-1]} IS NOT NULL")
-    return Index(name, *columns, unique=unique, sqlite_where=rows, postgresql_where=rows)
 
 
 class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Unique("user_id"), _where_set("ix_accounts_alias", "alias_of"), _STRICT)
-    id: int | None = _int(key=True)
-    user_id: str = _text()
-    email: str | None = _text()
-    name: str | None = _text()
-    plan: str = _text()
-    alias_of: int | None = _int(to="accounts.id")
-    created_at: int = _int()
+    __table_args__ = (Unique("user_id"), where_set("ix_accounts_alias", "alias_of"), STRICT)
+    id: int | None = integer(key=True)
+    user_id: str = text()
+    email: str | None = text()
+    name: str | None = text()
+    plan: str = text()
+    alias_of: int | None = integer(to="accounts.id")
+    created_at: int = integer()
 
 
 class CreditBalance(SQLModel, table=True):
@@ -74,17 +37,17 @@ class CreditBalance(SQLModel, table=True):
         CheckConstraint("held >= 0", name="held"),
         CheckConstraint("closed IN (0, 1)", name="closed"),
         Index("ix_credit_balances_due", "next_due_at"),
-        _STRICT,
+        STRICT,
     )
-    account_id: int = _int(key=True, to="accounts.id")
-    balance: int = _int(default=0)
-    held: int = _int(default=0)
-    sequence: int = _int(default=0)
-    unsettled: int = _int(default=0)
-    settled_sequence: int = _int(default=0)
-    next_due_at: int = _int(default=0)
-    closed: int = _int(default=0)
-    last_occurred_at: int = _int(default=0)
+    account_id: int = integer(key=True, to="accounts.id")
+    balance: int = integer(default=0)
+    held: int = integer(default=0)
+    sequence: int = integer(default=0)
+    unsettled: int = integer(default=0)
+    settled_sequence: int = integer(default=0)
+    next_due_at: int = integer(default=0)
+    closed: int = integer(default=0)
+    last_occurred_at: int = integer(default=0)
 
 
 class CreditTransaction(SQLModel, table=True):
@@ -97,27 +60,27 @@ class CreditTransaction(SQLModel, table=True):
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name="type",
         ),
-        _where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),
-        _where_set("uq_credit_transactions_reverses", "reverses_account", "reverses_sequence", unique=True),
-        _where_set("ix_credit_transactions_grant", "grant_id"),
-        _STRICT,
+        where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),
+        where_set("uq_credit_transactions_reverses", "reverses_account", "reverses_sequence", unique=True),
+        where_set("ix_credit_transactions_grant", "grant_id"),
+        STRICT,
     )
-    account_id: int = _int(key=True, to="accounts.id")
-    sequence: int = _int(key=True)
-    type: str = _text()
-    amount: int = _int()
-    balance_after: int = _int()
-    grant_id: int | None = _int()
-    operation: str | None = _text()
-    reason: str | None = _text()
-    meta: str | None = _text()
-    actor: str = _text()
-    idempotency_key: str | None = _text()
-    request: str | None = _text()
-    reverses_account: int | None = _int()
-    reverses_sequence: int | None = _int()
-    occurred_at: int = _int()
-    recorded_at: int = _int()
+    account_id: int = integer(key=True, to="accounts.id")
+    sequence: int = integer(key=True)
+    type: str = text()
+    amount: int = integer()
+    balance_after: int = integer()
+    grant_id: int | None = integer()
+    operation: str | None = text()
+    reason: str | None = text()
+    meta: str | None = text()
+    actor: str = text()
+    idempotency_key: str | None = text()
+    request: str | None = text()
+    reverses_account: int | None = integer()
+    reverses_sequence: int | None = integer()
+    occurred_at: int = integer()
+    recorded_at: int = integer()
 
 
 class Grant(SQLModel, table=True):
@@ -127,30 +90,30 @@ class Grant(SQLModel, table=True):
     __table_args__ = (
         Unique("account_id", "key"),
         CheckConstraint("gross >= 0 AND clawed >= 0 AND used >= 0 AND held >= 0", name="amounts"),
-        Index("ix_grants_live", "account_id", **_where("expired = 0")),
-        _STRICT,
+        Index("ix_grants_live", "account_id", **where("expired = 0")),
+        STRICT,
     )
-    id: int | None = _int(key=True)
-    account_id: int = _int(to="accounts.id")
-    key: str = _text()
-    source: str = _text()
-    plan: str | None = _text()
-    gross: int = _int()
-    clawed: int = _int()
-    used: int = _int()
-    carried_in: int = _int()
-    remaining: int = _int()
-    held: int = _int()
-    effective_at: int = _int()
-    expires_at: int | None = _int()
-    expired: int = _int()
-    withdrawn: int = _int()
-    clawback: str = _text()
-    cause_kind: str = _text()
-    cause_id: str | None = _text()
-    cause_event: str | None = _text()
-    period_start: int | None = _int()
-    period_end: int | None = _int()
+    id: int | None = integer(key=True)
+    account_id: int = integer(to="accounts.id")
+    key: str = text()
+    source: str = text()
+    plan: str | None = text()
+    gross: int = integer()
+    clawed: int = integer()
+    used: int = integer()
+    carried_in: int = integer()
+    remaining: int = integer()
+    held: int = integer()
+    effective_at: int = integer()
+    expires_at: int | None = integer()
+    expired: int = integer()
+    withdrawn: int = integer()
+    clawback: str = text()
+    cause_kind: str = text()
+    cause_id: str | None = text()
+    cause_event: str | None = text()
+    period_start: int | None = integer()
+    period_end: int | None = integer()
 
 
 class OutlookRow(SQLModel, table=True):
@@ -160,46 +123,46 @@ class OutlookRow(SQLModel, table=True):
     """
 
     __tablename__ = "outlooks"
-    __table_args__ = (_STRICT,)
-    account_id: int = _int(key=True, to="accounts.id")
-    rules: int = _int()
-    until: int = _int()
-    product_id: str | None = _text()
-    prefix: str | None = _text()
-    first_index: int | None = _int()
-    bounds: str | None = _text()
-    expires_at: int | None = _int()
-    plan: str | None = _text()
-    credits: int | None = _int()
-    clawback: str | None = _text()
-    subscription_id: str | None = _text()
+    __table_args__ = (STRICT,)
+    account_id: int = integer(key=True, to="accounts.id")
+    rules: int = integer()
+    until: int = integer()
+    product_id: str | None = text()
+    prefix: str | None = text()
+    first_index: int | None = integer()
+    bounds: str | None = text()
+    expires_at: int | None = integer()
+    plan: str | None = text()
+    credits: int | None = integer()
+    clawback: str | None = text()
+    subscription_id: str | None = text()
 
 
 class GrantDraw(SQLModel, table=True):
     """What a grant paid: the deductions whose balances lie between `balance_to` and `balance_from`."""
 
     __tablename__ = "grant_draws"
-    __table_args__ = (Index("ix_grant_draws_grant", "grant_id"), _STRICT)
-    account_id: int = _int(key=True, to="accounts.id")
-    first_sequence: int = _int(key=True)
-    position: int = _int(key=True)
-    last_sequence: int = _int()
-    grant_id: int = _int(to="grants.id")
-    credits: int = _int()
-    balance_from: int = _int()
-    balance_to: int = _int()
+    __table_args__ = (Index("ix_grant_draws_grant", "grant_id"), STRICT)
+    account_id: int = integer(key=True, to="accounts.id")
+    first_sequence: int = integer(key=True)
+    position: int = integer(key=True)
+    last_sequence: int = integer()
+    grant_id: int = integer(to="grants.id")
+    credits: int = integer()
+    balance_from: int = integer()
+    balance_to: int = integer()
 
 
 class GrantCarry(SQLModel, table=True):
     """Credits used on one grant beyond its worth that count as used on another."""
 
     __tablename__ = "grant_carries"
-    __table_args__ = (_STRICT,)
-    account_id: int = _int(key=True, to="accounts.id")
-    source_id: int = _int(key=True, to="grants.id")
-    target_id: int = _int(key=True, to="grants.id")
-    debt: int = _int(key=True)
-    amount: int = _int()
+    __table_args__ = (STRICT,)
+    account_id: int = integer(key=True, to="accounts.id")
+    source_id: int = integer(key=True, to="grants.id")
+    target_id: int = integer(key=True, to="grants.id")
+    debt: int = integer(key=True)
+    amount: int = integer()
 
 
 class Hold(SQLModel, table=True):
@@ -210,35 +173,35 @@ class Hold(SQLModel, table=True):
         Unique("key_account", "idempotency_key"),
         CheckConstraint("status IN ('open','captured','released','lapsed')", name="status"),
         Index("ix_holds_open", "account_id", "status"),
-        _STRICT,
+        STRICT,
     )
-    id: str = _text(key=True)
-    account_id: int = _int(to="accounts.id")
-    key_account: int = _int()
-    amount: int = _int()
-    captured: int = _int(default=0)
-    status: str = _text()
-    operation: str | None = _text()
-    meta: str | None = _text()
-    parts: str = _text()
-    actor: str = _text()
-    idempotency_key: str | None = _text()
-    request: str | None = _text()
-    placed_at: int = _int()
-    expires_at: int = _int()
-    closed_at: int | None = _int()
+    id: str = text(key=True)
+    account_id: int = integer(to="accounts.id")
+    key_account: int = integer()
+    amount: int = integer()
+    captured: int = integer(default=0)
+    status: str = text()
+    operation: str | None = text()
+    meta: str | None = text()
+    parts: str = text()
+    actor: str = text()
+    idempotency_key: str | None = text()
+    request: str | None = text()
+    placed_at: int = integer()
+    expires_at: int = integer()
+    closed_at: int | None = integer()
 
 
 class Observation(SQLModel, table=True):
     """A snapshot of one of Polar's objects: a fact with its as-of, never changed."""
 
     __tablename__ = "observations"
-    __table_args__ = (_STRICT,)
-    kind: str = _text(key=True)
-    object_id: str = _text(key=True)
-    as_of: int = _int(key=True)
-    digest: str = _text(key=True)
-    fields: str = _text()
+    __table_args__ = (STRICT,)
+    kind: str = text(key=True)
+    object_id: str = text(key=True)
+    as_of: int = integer(key=True)
+    digest: str = text(key=True)
+    fields: str = text()
 
 
 class Customer(SQLModel, table=True):
@@ -247,15 +210,15 @@ class Customer(SQLModel, table=True):
     __tablename__ = "customers"
     __table_args__ = (
         Index("ix_customers_external", "external_id"),
-        _where_set("ix_customers_linked", "linked_user"),
-        _STRICT,
+        where_set("ix_customers_linked", "linked_user"),
+        STRICT,
     )
-    id: str = _text(key=True)
-    external_id: str | None = _text()
-    linked_user: str | None = _text()
-    deleted: int = _int(default=0)
-    email: str | None = _text()
-    name: str | None = _text()
+    id: str = text(key=True)
+    external_id: str | None = text()
+    linked_user: str | None = text()
+    deleted: int = integer(default=0)
+    email: str | None = text()
+    name: str | None = text()
 
 
 class SubscriptionRow(SQLModel, table=True):
@@ -266,20 +229,20 @@ class SubscriptionRow(SQLModel, table=True):
         Index("ix_subscriptions_owner", "owner"),
         Index("ix_subscriptions_customer", "customer_id"),
         Index("ix_subscriptions_created", "created_at", "id"),
-        _STRICT,
+        STRICT,
     )
-    id: str = _text(key=True)
-    customer_id: str = _text()
-    user_id: str | None = _text()
-    owner: str | None = _text()
-    product_id: str | None = _text()
-    status: str = _text()
-    created_at: int = _int()
-    current_period_start: int | None = _int()
-    current_period_end: int | None = _int()
-    cancel_at_period_end: int = _int()
-    ends_at: int | None = _int()
-    ended_at: int | None = _int()
+    id: str = text(key=True)
+    customer_id: str = text()
+    user_id: str | None = text()
+    owner: str | None = text()
+    product_id: str | None = text()
+    status: str = text()
+    created_at: int = integer()
+    current_period_start: int | None = integer()
+    current_period_end: int | None = integer()
+    cancel_at_period_end: int = integer()
+    ends_at: int | None = integer()
+    ended_at: int | None = integer()
 
 
 class Payment(SQLModel, table=True):
@@ -290,49 +253,49 @@ class Payment(SQLModel, table=True):
         Index("ix_payments_owner", "owner"),
         Index("ix_payments_customer", "customer_id"),
         Index("ix_payments_created", "created_at", "id"),
-        _STRICT,
+        STRICT,
     )
-    id: str = _text(key=True)
-    customer_id: str = _text()
-    user_id: str | None = _text()
-    owner: str | None = _text()
-    subscription_id: str | None = _text()
-    product_id: str | None = _text()
-    status: str = _text()
-    billing_reason: str = _text()
-    net_cents: int = _int()
-    refunded_cents: int = _int()
-    currency: str = _text()
-    created_at: int = _int()
+    id: str = text(key=True)
+    customer_id: str = text()
+    user_id: str | None = text()
+    owner: str | None = text()
+    subscription_id: str | None = text()
+    product_id: str | None = text()
+    status: str = text()
+    billing_reason: str = text()
+    net_cents: int = integer()
+    refunded_cents: int = integer()
+    currency: str = text()
+    created_at: int = integer()
 
 
 class RefundRow(SQLModel, table=True):
     """Which order a refund or dispute belongs to."""
 
     __tablename__ = "refunds"
-    __table_args__ = (Index("ix_refunds_order", "order_id"), _STRICT)
-    kind: str = _text(key=True)
-    id: str = _text(key=True)
-    order_id: str = _text()
+    __table_args__ = (Index("ix_refunds_order", "order_id"), STRICT)
+    kind: str = text(key=True)
+    id: str = text(key=True)
+    order_id: str = text()
 
 
 class TermsRow(SQLModel, table=True):
     """What a plan or pack promised when a period or order was first confirmed; insert-only."""
 
     __tablename__ = "terms"
-    __table_args__ = (_STRICT,)
-    subject: str = _text(key=True)
-    product_id: str = _text(key=True)
-    terms: str = _text()
+    __table_args__ = (STRICT,)
+    subject: str = text(key=True)
+    product_id: str = text(key=True)
+    terms: str = text()
 
 
 class UnknownProduct(SQLModel, table=True):
     """A product in no plan or pack that an account bought: once it is named, its grants are due."""
 
     __tablename__ = "unknown_products"
-    __table_args__ = (_STRICT,)
-    product_id: str = _text(key=True)
-    account_id: int = _int(key=True, to="accounts.id")
+    __table_args__ = (STRICT,)
+    product_id: str = text(key=True)
+    account_id: int = integer(key=True, to="accounts.id")
 
 
 class Event(SQLModel, table=True):
@@ -342,31 +305,31 @@ class Event(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
         Index("ix_webhook_events_received", "received_at", "id"),
-        Index("ix_webhook_events_failed", "next_attempt_at", **_where("status = 'failed'")),
+        Index("ix_webhook_events_failed", "next_attempt_at", **where("status = 'failed'")),
         Index("ix_webhook_events_user", "user_id", "received_at", "id"),
         Index("ix_webhook_events_type", "type", "received_at", "id"),
-        _STRICT,
+        STRICT,
     )
-    id: str = _text(key=True)
-    type: str | None = _text()
-    status: str = _text()
-    attempts: int = _int()
-    error: str | None = _text()
-    user_id: str | None = _text()
-    occurred_at: int | None = _int()
-    received_at: int = _int()
-    raw: bytes = _field(Bytes(), key=False)
-    next_attempt_at: int | None = _int()
-    told: str | None = _text()
+    id: str = text(key=True)
+    type: str | None = text()
+    status: str = text()
+    attempts: int = integer()
+    error: str | None = text()
+    user_id: str | None = text()
+    occurred_at: int | None = integer()
+    received_at: int = integer()
+    raw: bytes = column(Bytes(), key=False)
+    next_attempt_at: int | None = integer()
+    told: str | None = text()
 
 
 class Setting(SQLModel, table=True):
     """Facts about the database itself, such as the Polar environment that it serves."""
 
     __tablename__ = "settings"
-    __table_args__ = (_STRICT,)
-    name: str = _text(key=True)
-    value: str = _text()
+    __table_args__ = (STRICT,)
+    name: str = text(key=True)
+    value: str = text()
 
 
 def _table(model: type[SQLModel]) -> Table:
