@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from polarcredits.allowances import Refill, SubscriptionGrants, subject_of
 from polarcredits.billing import Payment, Subscription, created_at, paid
 from polarcredits.facts import Snapshot, SubscriptionFact
+from polarcredits.inferred import with_orders
 from polarcredits.plans import Catalog
 from polarcredits.terms import Desired, Terms, TermsBook
 from polarcredits.valuation import DAYS, take_from_the_end
@@ -111,14 +112,11 @@ def entitlements(
 
 def subjects(facts: AccountFacts) -> set[str]:
     """Return everything that the account's terms can have been written down for."""
-    found = {subject_of(s.latest.id, period.start) for s in facts.subscriptions for period in s.periods}
-    for payment in facts.payments:
-        order = payment.latest
-        if order.subscription_id is None:
-            found.add(f"order:{order.id}")
-        else:
-            starts = [item.starts_at for item in order.items if item.starts_at]
-            found |= {subject_of(order.subscription_id, start) for start in starts}
+    found = {f"order:{p.latest.id}" for p in facts.payments if p.latest.subscription_id is None}
+    for subscription in facts.subscriptions:
+        id = subscription.latest.id
+        whole = with_orders(subscription, [p for p in facts.payments if p.latest.subscription_id == id])
+        found |= {subject_of(id, period.start) for period in whole.periods}
     return found
 
 
