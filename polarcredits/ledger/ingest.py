@@ -13,7 +13,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from polarcredits.entitlements import AccountFacts, undated
+from polarcredits.entitlements import AccountFacts, subjects, undated
 from polarcredits.errors import ConfigError
 from polarcredits.facts import Fact
 from polarcredits.ledger import tables as t
@@ -72,8 +72,8 @@ class _Intake:
         self._crowd = Crowd(connection, catalog)
         self._crowd.look_up(users)
         self._known.look_up_users(told, users)
-        self._termed = users
-        self._terms = known_terms(connection, [self._known.of(user) for user in sorted(users)])
+        self._asked = {subject for user in users for subject in subjects(self._known.of(user))}
+        self._terms = known_terms(connection, self._asked)
         self._bases: dict[int, tuple[AccountFacts, bool, datetime]] = {}
         self._settled: dict[int, Settled] = {}
 
@@ -135,14 +135,11 @@ class _Intake:
 
     def _settle(self, account: LoadedAccount, call: Call, news: datetime | None) -> None:
         """Reconcile an account in memory, unless it is settled by the same facts already."""
-        heard = Heard(
-            facts=self._known.of(account.user),
-            terms=self._terms_of(account.user),
-            closed=self._known.is_closed(account.user),
-        )
-        basis = (undated(heard.facts), heard.closed, call.now)
+        facts, closed = self._known.of(account.user), self._known.is_closed(account.user)
+        basis = (undated(facts), closed, call.now)
         if self._bases.get(account.id) == basis:
             return
+        heard = Heard(facts=facts, terms=self._terms_of(facts), closed=closed)
         settled = true_by(heard, self._catalog, account, call, news=news)
         account.settled_by(call)
         self._terms.update(settled.entitled.new_terms)
@@ -152,10 +149,12 @@ class _Intake:
             settled.entitled.unknown_products |= earlier.entitled.unknown_products
         self._bases[account.id], self._settled[account.id] = basis, settled
 
-    def _terms_of(self, user: str) -> dict[tuple[str, str], Terms]:
-        if user not in self._termed:
-            self._termed.add(user)
-            self._terms |= known_terms(self._connection, [self._known.of(user)])
+    def _terms_of(self, facts: AccountFacts) -> dict[tuple[str, str], Terms]:
+        """Return the written terms: also those of a period that only this batch tells of."""
+        new = subjects(facts) - self._asked
+        if new:
+            self._asked |= new
+            self._terms |= known_terms(self._connection, new)
         return self._terms
 
 

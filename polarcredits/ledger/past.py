@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select
 
 from polarcredits.billing import LIVE, Subscription
-from polarcredits.entitlements import AccountFacts, entitlements
+from polarcredits.entitlements import AccountFacts, entitlements, subjects
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
 from polarcredits.ledger.known import account_facts
@@ -201,7 +201,7 @@ def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, 
     account.balance = sum(lot.remaining for lot in kept)
     account.held = sum(reserved.values())
     then = replace(facts, subscriptions=tuple(_then(facts.subscriptions, at)))
-    entitled = entitlements(then, known_terms(connection, [then]), catalog, at)
+    entitled = entitlements(then, known_terms(connection, subjects(then)), catalog, at)
     return Settled(account=account, facts=facts, entitled=entitled, now=at, past=True)
 
 

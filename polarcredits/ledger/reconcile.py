@@ -89,7 +89,7 @@ def true_at(
     """Make a loaded account true at `call.now`: lapse, expire, grant. Call it after every change."""
     known = KnownFacts(connection)
     facts, closed = known.of(loaded.user), known.is_closed(loaded.user)
-    heard = Heard(facts=facts, terms=known_terms(connection, [facts]), closed=closed)
+    heard = Heard(facts=facts, terms=known_terms(connection, subjects(facts)), closed=closed)
     return true_by(heard, catalog, loaded, call, news=news, details=details)
 
 
@@ -198,9 +198,9 @@ def _next_due(account: LoadedAccount, entitled: Entitlements, now: datetime) -> 
     return min((to_micros(time) for time in times), default=FOREVER)
 
 
-def known_terms(connection: Connection, accounts: Iterable[AccountFacts]) -> dict[tuple[str, str], Terms]:
-    """Return the terms written down for the periods and orders of some accounts (§1.3)."""
-    wanted = sorted({subject for facts in accounts for subject in subjects(facts)})
+def known_terms(connection: Connection, subjects: Iterable[str]) -> dict[tuple[str, str], Terms]:
+    """Return the terms written down for some periods and orders (§1.3)."""
+    wanted = sorted(subjects)
     found: dict[tuple[str, str], Terms] = {}
     for at in range(0, len(wanted), 500):
         rows = connection.execute(_TERMS_OF, {"subjects": wanted[at : at + 500]})

@@ -84,15 +84,18 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
 def trial(
     opened: Ledger, deliveries: list[Element], user: str, now: datetime, luck: random.Random | None
 ) -> Outcome:
-    """Ingest in one transaction that is rolled back; with *luck*, refill in between."""
+    """Ingest in one transaction that is rolled back; with *luck*, by random batches and refills between."""
     with opened.database.writer.connect() as connection:
         transaction = connection.begin()
         ledger = opened.using(connection)
         inbox = Inbox(ledger, environment="sandbox", secrets=[SECRET])
-        for delivery in deliveries:
-            done = inbox.ingest(delivery, now=now)
-            assert done.status in ("applied", "ignored"), done
-            if luck is not None and luck.random() < 0.05:
+        left = deliveries
+        while left:
+            size = luck.choice((1, 3, 12)) if luck is not None else 1
+            for done in inbox.ingest_many(left[:size], now=now):
+                assert done.status in ("applied", "ignored"), done
+            left = left[size:]
+            if luck is not None and luck.random() < 0.05 * size:
                 refill(ledger, at=now)
         assert refill(ledger, at=now).failed == []
         assert refill(ledger, at=now).considered == 0
