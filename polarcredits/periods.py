@@ -56,7 +56,7 @@ def to_micros(time: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """Return the UTC time that is *micros* microseconds after 1970."""
-    return _EPOCH + timedelta(microseconds=micros)
+    return _EPOCH + timedelta(0, *divmod(micros, 1_000_000))
 
 
 def anchor_day(start: datetime, end: datetime) -> int:

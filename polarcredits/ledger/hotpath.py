@@ -9,8 +9,7 @@ Both run on the driver's cursor of a connection that SQLAlchemy owns: the driver
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarcredits.ledger.values import Receipt, Transaction, metadata_of, transaction_id
 from polarcredits.periods import from_micros
@@ -85,8 +84,7 @@ SELECT {_MOVED} FROM moved
 _PLAIN, _KEYED = _one_statement(""), _one_statement(_SAME_VERSION + _NEW_KEY)
 
 
-@dataclass(slots=True, kw_only=True)
-class Spend:
+class Spend(NamedTuple):
     """What is to be deducted; times in microseconds."""
 
     user: str
@@ -102,8 +100,7 @@ class Spend:
     recorded: int
 
 
-@dataclass(slots=True)
-class Spent:
+class Spent(NamedTuple):
     """The entry that was written, and what was held beside it."""
 
     account: int
@@ -115,38 +112,28 @@ class Spent:
     def receipt(self, wanted: Spend) -> Receipt:
         """Return the caller's receipt."""
         recorded = from_micros(wanted.recorded)
+        occurred = recorded if self.occurred == wanted.recorded else from_micros(self.occurred)
         entry = Transaction(
-            id=transaction_id(self.account, self.sequence),
-            user=wanted.user,
-            type="deduct",
-            amount=-wanted.amount,
-            balance_after=self.balance,
-            grant_id=None,
-            operation=wanted.operation,
-            reason=None,
-            metadata=metadata_of(wanted.meta),
-            actor=wanted.actor,
-            idempotency_key=wanted.key,
-            occurred_at=recorded if self.occurred == wanted.recorded else from_micros(self.occurred),
-            recorded_at=recorded,
+            transaction_id(self.account, self.sequence),
+            wanted.user,
+            "deduct",
+            -wanted.amount,
+            self.balance,
+            None,
+            wanted.operation,
+            None,
+            metadata_of(wanted.meta),
+            wanted.actor,
+            wanted.key,
+            occurred,
+            recorded,
         )
-        return Receipt(transaction=entry, balance=self.balance, available=self.balance - self.held)
+        return Receipt(entry, self.balance, self.balance - self.held)
 
 
 def spend(cursor: Cursor, wanted: Spend, *, sqlite: bool) -> Spent | None:
     """Deduct within the cursor's transaction, or write nothing and return None: a miss."""
-    values = {
-        "user": wanted.user,
-        "amount": wanted.amount,
-        "operation": wanted.operation,
-        "meta": wanted.meta,
-        "actor": wanted.actor,
-        "key": wanted.key,
-        "request": wanted.request,
-        "now": wanted.now,
-        "latest": wanted.latest,
-        "recorded": wanted.recorded,
-    }
+    values: dict[str, Any] = wanted._asdict()
     if not sqlite:
         row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, values).fetchone()
         return None if row is None else Spent(*row)

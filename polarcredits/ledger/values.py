@@ -1,4 +1,7 @@
-"""What the ledger gives back: plain values, the same for the library and the command line."""
+"""What the ledger gives back: plain values, the same for the library and the command line.
+
+Tuples where each deduction makes one: they are made in a fraction of the time.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarcredits.errors import NotFound
 from polarcredits.periods import from_micros
@@ -22,8 +25,7 @@ class Balance:
     owed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transaction:
+class Transaction(NamedTuple):
     """An entry of the ledger."""
 
     id: str
@@ -41,8 +43,7 @@ class Transaction:
     recorded_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The result of a grant, deduction, reversal or capture."""
 
     transaction: Transaction

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from polarcredits.ledger.async_ledger import AsyncLedger
@@ -25,7 +24,7 @@ class Crowded(Ledger):
             self._group = Group(self._in_company)
 
     def _in_company(self, batch: Sequence[Spend]) -> list[Spent | None]:
-        return self._teller.spend([*batch, replace(batch[0], user="stranger")])[:-1]
+        return self._teller.spend([*batch, batch[0]._replace(user="stranger")])[:-1]
 
 
 class Awaited(Ledger):

@@ -325,7 +325,8 @@ def test_processes_never_overspend(url: str, key: str | None, spent: int) -> Non
     """§5.3: eight processes at the same moment; 1,000 credits are 16 times 60; one key posts once."""
     with Ledger(url, catalog()) as ledger:
         ledger.add_user("ann")
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         with context.Manager() as manager:
             results = manager.list()
             barrier = manager.Barrier(8)
