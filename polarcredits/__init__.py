@@ -25,12 +25,14 @@ from polarcredits.errors import (
 )
 
 if TYPE_CHECKING:
+    from polarcredits.ledger.async_ledger import AsyncLedger
     from polarcredits.ledger.ledger import Ledger
 
 __version__ = "0.1.0"
 __all__ = [
     "AccountClosed",
     "AlreadyReversed",
+    "AsyncLedger",
     "ConfigError",
     "DatabaseBusy",
     "DatabaseError",
@@ -43,6 +45,7 @@ __all__ = [
     "PolarCreditsError",
     "UnknownUser",
     "open_ledger",
+    "open_ledger_async",
 ]
 
 
@@ -57,9 +60,20 @@ def open_ledger(url: str | None = None) -> Ledger:
     return open_configured(load_settings(database=url))
 
 
+def open_ledger_async(url: str | None = None) -> AsyncLedger:
+    """Open the same ledger for asyncio: `async with open_ledger_async() as ledger`. Raises as open_ledger."""
+    from polarcredits.ledger.async_ledger import AsyncLedger
+
+    return AsyncLedger(open_ledger(url))
+
+
 def __getattr__(name: str) -> Any:
     if name == "Ledger":
         from polarcredits.ledger.ledger import Ledger
 
         return Ledger
+    if name == "AsyncLedger":
+        from polarcredits.ledger.async_ledger import AsyncLedger
+
+        return AsyncLedger
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,9 +15,8 @@ from polarcredits.billing import (
     confirmed_periods,
     opened_period,
     paid,
-    with_opening_products,
-    with_paid_periods,
 )
+from polarcredits.inferred import with_orders
 from polarcredits.periods import Interval, cut, format_time
 from polarcredits.terms import Desired, Rollover, Terms, TermsBook
 from polarcredits.valuation import counted_versions, take_from_the_end, worth
@@ -70,7 +69,7 @@ class SubscriptionGrants:
         user: str,
         now: datetime,
     ) -> None:
-        self.subscription = with_opening_products(with_paid_periods(heard, payments), payments)
+        self.subscription = with_orders(heard, payments)
         self.periods = self.subscription.periods
         self.payments = [payment for payment in payments if paid(payment)]
         self.book = book

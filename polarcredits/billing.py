@@ -6,15 +6,18 @@ Every function here folds a *set* of facts, so neither the order of arrival nor 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from polarcredits.facts import DisputeFact, Fact, OrderFact, RefundFact, SubscriptionFact
+from polarcredits.facts import DisputeFact, Fact, OrderFact, OrderItem, RefundFact, SubscriptionFact
 
 LIVE = frozenset({"active", "trialing", "past_due"})
 PAID = frozenset({"paid", "partially_refunded", "refunded"})
 CHANGE_WINDOW = timedelta(minutes=1)
-_OPENING = ("subscription_create", "subscription_cycle")
+OPENING = ("subscription_create", "subscription_cycle")
+"""Why an order opens a billing period."""
+READING_WINDOW = timedelta(seconds=15)
+"""How much later than its as-of a row may have been read: a request's duration, and Date's rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterab
     for refund in sorted(refunds, key=rank):
         histories.setdefault(refund.id, []).append(refund)
     told = latest.snapshot.as_of
+    surely = told if latest.snapshot.delivered else told + READING_WINDOW
     total, unexplained = latest.refunded_cents, latest.refunded_cents
     later: list[tuple[datetime, str, int, bool]] = []
     for id, history in histories.items():
@@ -169,7 +173,7 @@ def _refunded(latest: OrderFact, refunds: Iterable[RefundFact], disputes: Iterab
             continue
         since = next(_true_since(f) for f in history if f.status == last)
         if last == "succeeded" and succeeded > told:
-            known_before = (history[0].created_at or succeeded) <= told
+            known_before = succeeded <= surely or (history[0].created_at or succeeded) <= told
             later.append((succeeded, id, amount, known_before))
         elif succeeded <= told:
             unexplained -= amount
@@ -196,72 +200,29 @@ def paid(payment: Payment) -> bool:
 def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod | None:
     """Return the billing period that an order opens or changes (§1.2), or None."""
     order = payment.latest
-    plain = [item for item in order.items if not item.proration and not item.metered]
+    plain = plain_items(order)
     if order.items and not plain and order.billing_reason != "subscription_update":
         return None
     starts = [item.starts_at for item in plain if item.starts_at is not None]
     if starts:
-        return _containing(subscription, min(starts))
+        return containing(subscription, min(starts))
     created = created_at(payment)
     for start in payment.embedded_starts:
         if start <= created:
             exact = [period for period in subscription.periods if period.start == start]
-            return exact[0] if exact else _containing(subscription, start)
-    return _containing(subscription, created)
+            return exact[0] if exact else containing(subscription, start)
+    return containing(subscription, created)
 
 
-def _containing(subscription: Subscription, moment: datetime) -> BillingPeriod | None:
+def plain_items(order: OrderFact) -> list[OrderItem]:
+    """Return the lines that sell a period: neither proration nor metered usage."""
+    return [item for item in order.items if not item.proration and not item.metered]
+
+
+def containing(subscription: Subscription, moment: datetime) -> BillingPeriod | None:
+    """Return the latest known billing period that starts by *moment*."""
     begun = [period for period in subscription.periods if period.start <= moment]
     return begun[-1] if begun else None
-
-
-def with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) -> Subscription:
-    """Add the periods that only a line item tells of: its subscription's snapshot was stale."""
-    added: dict[datetime, BillingPeriod] = {}
-    for payment in payments:
-        order = payment.latest
-        for item in order.items:
-            if item.proration or item.metered or not item.starts_at or not item.ends_at:
-                continue
-            known = _containing(subscription, item.starts_at)
-            if known is not None and item.starts_at < known.end:
-                continue
-            version = Version(item.starts_at, order.product_id or "", order.quantity)
-            added[item.starts_at] = BillingPeriod(
-                start=item.starts_at,
-                end=item.ends_at,
-                status="unknown",
-                first=False,
-                ever_active=False,
-                versions=(version,) if order.product_id else (),
-            )
-    if not added:
-        return subscription
-    periods = (*subscription.periods, *added.values())
-    ordered = tuple(sorted(periods, key=lambda period: period.start))
-    return replace(subscription, periods=ordered)
-
-
-def with_opening_products(subscription: Subscription, payments: Sequence[Payment]) -> Subscription:
-    """Begin each period with the product of the order that opened it, where a later one was heard first."""
-    bought: dict[datetime, tuple[datetime, str]] = {}
-    for payment in sorted(payments, key=created_at, reverse=True):
-        period = opened_period(payment, subscription)
-        order = payment.latest
-        if period and order.product_id and order.billing_reason in _OPENING:
-            bought[period.start] = (created_at(payment), order.product_id)
-    periods = tuple(
-        _begun_with(period, *bought[period.start]) if period.start in bought else period
-        for period in subscription.periods
-    )
-    return replace(subscription, periods=periods)
-
-
-def _begun_with(period: BillingPeriod, created: datetime, product_id: str) -> BillingPeriod:
-    first = period.versions[0] if period.versions else None
-    if first is None or first.product_id == product_id or first.as_of - created <= CHANGE_WINDOW:
-        return period
-    return replace(period, versions=(Version(created, product_id, first.seats), *period.versions))
 
 
 def confirmed_periods(
@@ -299,7 +260,7 @@ def _confirms(
     created = created_at(payment)
     if latest.trial_start and latest.trial_end and latest.trial_start <= created < latest.trial_end:
         return False
-    if order.billing_reason in _OPENING:
+    if order.billing_reason in OPENING:
         return True
     return (
         order.billing_reason == "subscription_update"

@@ -6,10 +6,10 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from polarcredits.errors import ConfigError, InvalidInput, NotFound, PolarUnavailable
+from polarcredits.errors import ConfigError, InvalidInput, NotFound, PolarRefused, PolarUnavailable
 from polarcredits.plans import Catalog
 from polarcredits.polar_api import PolarApi
 from polarcredits.polar_values import CheckoutRow, CustomerRow, PortalSession, SubscriptionSummary
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 ENDED = frozenset({"succeeded", "failed", "expired"})
 _POLL = 2.0
+_LIFE = timedelta(hours=24)
+"""How long a checkout may be paid that does not say so itself."""
+_UNDER_WAY = timedelta(minutes=5)
+"""How long after that a payment that was begun may take."""
 _LATE = 60.0
 """Seconds that Polar may take to show the order of a checkout that succeeded."""
 
@@ -105,9 +109,11 @@ def open_checkout(
     user: str | None,
     contact: Callable[[], Contact],
     wishes: Wishes,
+    customers: Callable[[], Iterable[str]],
 ) -> CheckoutRow:
     """Open a checkout; the customer of *user* exists before it does, and is its buyer.
 
+    Where nobody bears the user's id, one of *customers* buys: those that were linked to the user.
     *contact* is asked only where the customer has to be made, or there is no *user*. A *user* that is
     the account of a nameless customer buys as that customer. Raises InvalidInput where the buyer
     would be refused (AlreadySubscribed), and ConfigError for products that cannot be sold.
@@ -120,8 +126,12 @@ def open_checkout(
         body["customer_id"] = nameless
         held = polar.billable(nameless) if offer.recurring else []
     elif user is not None:
-        customer = polar.customer_of(user) or _new_customer(polar, user, contact())
-        body["external_customer_id"] = user
+        customer = polar.customer_of(user) or _linked(polar, customers())
+        customer = customer or _new_customer(polar, user, contact())
+        if customer.external_id == user:
+            body["external_customer_id"] = user
+        else:
+            body["customer_id"] = customer.id
         metadata["user_id"] = user
         held = polar.billable(customer.id) if offer.recurring else []
     else:
@@ -140,6 +150,15 @@ def open_checkout(
     if wishes.discount_id:
         body["discount_id"] = wishes.discount_id
     return polar.open_checkout({**body, "metadata": metadata})
+
+
+def _linked(polar: PolarApi, customers: Iterable[str]) -> CustomerRow | None:
+    """Return the first of *customers* that Polar has, and that bears nobody else's id."""
+    for id in customers:
+        customer = polar.customer(id)
+        if customer is not None and customer.external_id is None:
+            return customer
+    return None
 
 
 def _new_customer(polar: PolarApi, user: str, buyer: Contact) -> CustomerRow:
@@ -196,24 +215,35 @@ def _upgraded(
 
 
 def follow(
-    polar: PolarApi, checkout: CheckoutRow, *, sleep: Callable[[float], None] = time.sleep
+    polar: PolarApi,
+    checkout: CheckoutRow,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> CheckoutRow:
     """Wait until a checkout has succeeded, failed or expired, and return it so.
 
-    Polar may be away for a while meanwhile; raises PolarUnavailable if it still is at the end.
+    One that has expired by its date is returned as it is: at once while it is open, else after some
+    minutes, for a payment may be under way. Polar may be away for a while meanwhile; raises
+    PolarUnavailable if it still is at the end, and PolarRefused if the checkout is no longer there.
     """
+    expires = checkout.expires_at or now() + _LIFE
     failure: PolarUnavailable | None = None
     while checkout.status not in ENDED:
         sleep(_POLL)
+        over = now()
         try:
-            checkout = polar.checkout(checkout.id) or checkout
-            failure = None
+            found = polar.checkout(checkout.id)
         except PolarUnavailable as error:
             failure = error
-        if checkout.expires_at and datetime.now(UTC) > checkout.expires_at and checkout.status == "open":
+        else:
+            if found is None:
+                raise PolarRefused("Polar no longer has the checkout, so it cannot be paid.", id=checkout.id)
+            checkout, failure = found, None
+        if over > expires + (timedelta(0) if checkout.status == "open" else _UNDER_WAY):
             if failure is not None:
                 raise failure
-            return polar.checkout(checkout.id) or checkout
+            break
     return checkout
 
 

@@ -6,16 +6,22 @@ cannot be made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from polarcredits.errors import PolarCreditsError, PolarRefused, PolarUnavailable
+from polarcredits.errors import (
+    ConfigError,
+    DatabaseBusy,
+    PolarCreditsError,
+    PolarRefused,
+    PolarUnavailable,
+)
 from polarcredits.findings import Finding, Status
 from polarcredits.ledger.health import examine
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.plans_diff import compare
-from polarcredits.polar_api import PolarApi
-from polarcredits.polar_values import Endpoint
+from polarcredits.polar_api import API_VERSION, PolarApi
+from polarcredits.polar_values import Endpoint, Page
 from polarcredits.settings import Settings
 from polarcredits.webhooks.endpoints import EVENTS, is_right
 
@@ -52,7 +58,7 @@ def check_database(open_ledger: Callable[[], Ledger], now: datetime) -> Iterator
         with open_ledger() as ledger:
             health = examine(ledger)
     except PolarCreditsError as error:
-        yield Finding(name="database", status="fail", detail=error.message, fix="polarcredits db upgrade")
+        yield Finding(name="database", status="fail", detail=error.message, fix=_database_fix(error))
         return
     yield Finding(name="database", status="ok", detail=f"reachable and migrated, {health.users} users")
     if health.problems:
@@ -88,6 +94,17 @@ def check_database(open_ledger: Callable[[], Ledger], now: datetime) -> Iterator
         )
 
 
+def _database_fix(error: PolarCreditsError) -> str:
+    """Return what mends a database that cannot be used; the message says it too."""
+    if isinstance(error, ConfigError):
+        return "Set POLAR_ENVIRONMENT to the one it holds, or POLARCREDITS_DATABASE_URL to another database."
+    if isinstance(error, DatabaseBusy):
+        return "Let the other writer finish, then run doctor again."
+    if "db upgrade" in error.message:
+        return "polarcredits db upgrade"
+    return "Check POLARCREDITS_DATABASE_URL, and that the database runs and may be used."
+
+
 def check_polar(
     settings: Settings, polar: PolarApi, unknown: Sequence[str], now: Callable[[], datetime]
 ) -> Iterator[Finding]:
@@ -99,16 +116,9 @@ def check_polar(
         yield Finding(name="token", status="fail", detail=error.message, fix=fix)
         return
     yield Finding(name="token", status="ok", detail=f"Polar's {settings.environment} takes it")
-    skew = abs(now() - page.as_of - timedelta(seconds=1))
-    status = _skew_status(skew)
-    yield Finding(
-        name="clock",
-        status=status,
-        detail=f"differs from Polar's by about {skew.total_seconds():.0f} s",
-        fix=None if status == "ok" else "Set the clock (NTP): deliveries are refused from 5 minutes on.",
-    )
-    yield from _scopes(polar)
+    yield _clock(page, now())
     checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+        ("scopes", lambda: [_scopes(polar)]),
         ("products", lambda: compare(settings.catalog, polar.products(), unknown, settings.environment)),
         ("endpoint", lambda: list(_endpoint(settings, polar, now()))),
     )
@@ -121,31 +131,48 @@ def check_polar(
             )
 
 
+def _clock(page: Page, now: datetime) -> Finding:
+    if page.told_at is None:
+        return Finding(
+            name="clock",
+            status="warn",
+            detail="Polar's answers have no Date header: sync cannot say how old they are",
+            fix="Check POLAR_BASE_URL, and what stands between here and Polar.",
+        )
+    skew = abs(now - page.told_at - timedelta(seconds=1))
+    status = _skew_status(skew)
+    return Finding(
+        name="clock",
+        status=status,
+        detail=f"differs from Polar's by about {skew.total_seconds():.0f} s",
+        fix=None if status == "ok" else "Set the clock (NTP): deliveries are refused from 5 minutes on.",
+    )
+
+
 def _skew_status(skew: timedelta) -> Status:
     return "fail" if skew > _SKEW_FAIL else "warn" if skew > _SKEW_WARN else "ok"
 
 
-def _scopes(polar: PolarApi) -> Iterator[Finding]:
+def _scopes(polar: PolarApi) -> Finding:
     lacking = polar.lacking_scopes()
     if lacking:
-        yield Finding(
+        return Finding(
             name="scopes",
             status="fail",
             detail=f"the token lacks {', '.join(lacking)}",
             fix="Make a token with these scopes in Polar's settings.",
         )
-    else:
-        yield Finding(name="scopes", status="ok", detail="the token may do what is needed")
+    return Finding(name="scopes", status="ok", detail="the token may do what is needed")
 
 
 def _endpoint(settings: Settings, polar: PolarApi, now: datetime) -> Iterator[Finding]:
-    endpoints = [each for each in polar.endpoints() if each.format == "raw"]
-    mine = _ours(settings, endpoints)
+    endpoints = polar.endpoints()
+    secrets = {secret.reveal() for secret in settings.webhook_secrets}
+    mine = _ours(settings.public_url, secrets, endpoints)
     if mine is None:
-        yield Finding(
-            name="endpoint", status="fail", detail="Polar has no webhook endpoint for us", fix=_REGISTER
-        )
+        yield _no_endpoint(settings.public_url, endpoints)
         return
+    register = f"polarcredits webhooks register {mine.url}"
     if is_right(mine):
         yield Finding(name="endpoint", status="ok", detail=f"{mine.url}, {len(mine.events)} events")
     else:
@@ -153,33 +180,45 @@ def _endpoint(settings: Settings, polar: PolarApi, now: datetime) -> Iterator[Fi
             name="endpoint",
             status="fail",
             detail=f"{mine.url}: {'; '.join(_faults(mine))}",
-            fix=f"polarcredits webhooks register {mine.url}, then: polarcredits sync --since 30d",
+            fix=f"{register}, then: polarcredits sync --since 30d",
         )
-    if mine.secret is not None:
-        secrets = {secret.reveal() for secret in settings.webhook_secrets}
-        right = mine.secret in secrets
+    if mine.secret is None:
         yield Finding(
             name="secret",
-            status="ok" if right else "fail",
-            detail="is the endpoint's" if right else "POLAR_WEBHOOK_SECRET is not the endpoint's",
-            fix=None if right else f"polarcredits webhooks register {mine.url}",
+            status="warn",
+            detail=f"cannot be compared: Polar does not tell that of {mine.url}",
+            fix="Compare POLAR_WEBHOOK_SECRET with the endpoint's in Polar's settings.",
         )
+    elif mine.secret in secrets:
+        yield Finding(name="secret", status="ok", detail="is the endpoint's")
+    else:
+        detail = f"POLAR_WEBHOOK_SECRET is not that of {mine.url}"
+        yield Finding(name="secret", status="fail", detail=detail, fix=register)
     yield from _deliveries(polar, mine, now)
 
 
-def _ours(settings: Settings, endpoints: Sequence[Endpoint]) -> Endpoint | None:
-    """Return the endpoint at our public address, else with our secret, else one that is right."""
-    secrets = {secret.reveal() for secret in settings.webhook_secrets}
-    address = settings.public_url or ""
-    ranked = sorted(
-        endpoints,
-        key=lambda each: (
-            not (address and each.url.startswith(f"{address}/")),
-            each.secret not in secrets,
-            not is_right(each),
-        ),
-    )
-    return ranked[0] if ranked else None
+def _ours(address: str | None, secrets: Collection[str], endpoints: Sequence[Endpoint]) -> Endpoint | None:
+    """Return the endpoint at our public *address*, else one with a secret of ours."""
+    here = [each for each in endpoints if address and each.url.startswith(f"{address}/")]
+    known = [each for each in endpoints if each.secret in secrets]
+    candidates = here or known
+    return min(candidates, key=lambda each: (each.secret not in secrets, not is_right(each)), default=None)
+
+
+def _no_endpoint(address: str | None, endpoints: Sequence[Endpoint]) -> Finding:
+    """Tell that none is known to be ours; a single one may be, if nothing says where we are."""
+    if address is None and len(endpoints) == 1:
+        only = endpoints[0]
+        return Finding(
+            name="secret",
+            status="fail",
+            detail=f"POLAR_WEBHOOK_SECRET is not that of {only.url}, the one endpoint that Polar has",
+            fix=f"If it is yours: polarcredits webhooks register {only.url}. If not: {_REGISTER}",
+        )
+    place = f" at {address}" if address else ""
+    fix = f"polarcredits webhooks register {address}/webhooks/polar" if address else _REGISTER
+    detail = f"Polar has no webhook endpoint{place} for us, and none with our secret"
+    return Finding(name="endpoint", status="fail", detail=detail, fix=fix)
 
 
 def _faults(endpoint: Endpoint) -> Iterator[str]:
@@ -188,8 +227,10 @@ def _faults(endpoint: Endpoint) -> Iterator[str]:
     missing = sorted(set(EVENTS) - set(endpoint.events))
     if missing:
         yield f"it does not send {', '.join(missing)}"
-    if not is_right(endpoint, ()) and endpoint.enabled:
+    if endpoint.api_version != API_VERSION:
         yield f"its version is {endpoint.api_version}"
+    if endpoint.format != "raw":
+        yield f"its format is {endpoint.format}"
 
 
 def _deliveries(polar: PolarApi, endpoint: Endpoint, now: datetime) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from polarcredits.allowances import Refill, SubscriptionGrants, subject_of
 from polarcredits.billing import Payment, Subscription, created_at, paid
 from polarcredits.facts import Snapshot, SubscriptionFact
+from polarcredits.inferred import with_orders
 from polarcredits.plans import Catalog
 from polarcredits.terms import Desired, Terms, TermsBook
 from polarcredits.valuation import DAYS, take_from_the_end
@@ -57,8 +58,14 @@ class Entitlements:
     plan: str
     status: str | None = None
     desired: list[Desired] = field(default_factory=list)
+    upcoming: list[Desired] = field(default_factory=list)
+    """Grants that will be desired once they have begun, in that order."""
     subscriptions: list[Shown] = field(default_factory=list)
     next_change_at: datetime | None = None
+    turns_at: datetime | None = None
+    """When something but the start or expiry of a grant changes: a plan ends, a delay is over."""
+    frozen: bool = True
+    """Whether the terms of all this are written down, so that no edit of the catalog changes it."""
     refills: list[Refill] = field(default_factory=list)
     """The next allowance of each subscription, the soonest first."""
     new_terms: dict[tuple[str, str], Terms] = field(default_factory=dict)
@@ -96,29 +103,28 @@ def entitlements(
         changes += lives.changes
         refill = lives.next_refill(now)
         result.refills += [refill] if refill else []
+    result.turns_at = min((time for time in changes if time > now), default=None)
     everything += _packs(facts, book)
     once = _once(everything)
     for grant in once:
         changes.append(grant.effective_at)
         changes += [grant.expires_at] if grant.expires_at else []
     result.desired = [grant for grant in once if grant.effective_at <= now]
+    result.upcoming = [grant for grant in once if grant.effective_at > now]
     result.next_change_at = min((time for time in changes if time > now), default=None)
     result.refills.sort(key=lambda refill: (refill.at, refill.plan))
     _show(result, facts, catalog, now)
-    result.new_terms, result.unknown_products = book.new, book.unknown
+    result.new_terms, result.unknown_products, result.frozen = book.new, book.unknown, book.frozen
     return result
 
 
 def subjects(facts: AccountFacts) -> set[str]:
     """Return everything that the account's terms can have been written down for."""
-    found = {subject_of(s.latest.id, period.start) for s in facts.subscriptions for period in s.periods}
-    for payment in facts.payments:
-        order = payment.latest
-        if order.subscription_id is None:
-            found.add(f"order:{order.id}")
-        else:
-            starts = [item.starts_at for item in order.items if item.starts_at]
-            found |= {subject_of(order.subscription_id, start) for start in starts}
+    found = {f"order:{p.latest.id}" for p in facts.payments if p.latest.subscription_id is None}
+    for subscription in facts.subscriptions:
+        orders = [p for p in facts.payments if p.latest.subscription_id == subscription.latest.id]
+        periods = with_orders(subscription, orders).periods
+        found |= {subject_of(subscription.latest.id, period.start) for period in periods}
     return found
 
 

@@ -14,7 +14,8 @@ from polarcredits.terms import Rollover
 
 EntryType = Literal["grant", "deduct", "reversal", "expire", "clawback", "adjust", "transfer"]
 
-_ORDER = {"trial": 0, "rollover": 1, "allowance": 2, "lifetime": 3, "manual": 4, "pack": 5}
+SOURCE_ORDER = {"trial": 0, "rollover": 1, "allowance": 2, "lifetime": 3, "manual": 4, "pack": 5}
+"""Which source is spent first where grants expire together (§5.1)."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -96,7 +97,7 @@ class Draw:
 
 def spending_order(lot: Lot) -> tuple[datetime, int, datetime, str]:
     """Return the key by which grants are spent: soonest to expire first (§5.1)."""
-    return (lot.expires_at or _NEVER, _ORDER[lot.source], lot.effective_at, lot.key)
+    return (lot.expires_at or _NEVER, SOURCE_ORDER[lot.source], lot.effective_at, lot.key)
 
 
 def spread(lots: Iterable[Lot], credits: int, balance: int) -> list[Draw]:

@@ -15,12 +15,16 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST = timedelta(days=36_500)
 _MICROSECOND = timedelta(microseconds=1)
+FOREVER = 2**62
+"""A time in microseconds that never comes."""
 
 
 def parse_time(text: str) -> datetime:
     """Return the aware UTC time that *text* (RFC 3339, with an offset) names, or raise ValueError."""
     try:
         time = datetime.fromisoformat(text)
+        if time.tzinfo is UTC:
+            return time
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -17,7 +17,8 @@ from polarcredits import polar_values as values
 from polarcredits.billing import LIVE
 from polarcredits.errors import ConfigError, InvalidInput, PolarRefused, PolarUnavailable
 from polarcredits.periods import format_time
-from polarcredits.polar_transport import PATIENT, Answer, OutcomeUnknown, Patience, Transport
+from polarcredits.polar_scopes import lacking_scopes
+from polarcredits.polar_transport import PATIENT, UNNAMEABLE, Answer, OutcomeUnknown, Patience, Transport
 from polarcredits.polar_values import Page
 from polarcredits.settings import Settings
 from polarcredits.webhooks.values import as_count, as_object, usable_time
@@ -37,19 +38,6 @@ REQUEST_KEY = "polarcredits_request"
 """The metadata key by which a checkout that may or may not have been made is found again."""
 _LOOK_BACK = 2
 _PASSES = 3
-_NOBODY = "00000000-0000-0000-0000-000000000000"
-_PROBES: Sequence[tuple[str, str, str, Mapping[str, Any] | None]] = (
-    ("customers:read", "GET", "/v1/customers/", None),
-    ("subscriptions:read", "GET", "/v1/subscriptions/", None),
-    ("orders:read", "GET", "/v1/orders/", None),
-    ("refunds:read", "GET", "/v1/refunds/", None),
-    ("disputes:read", "GET", "/v1/disputes/", None),
-    ("webhooks:read", "GET", "/v1/webhooks/endpoints", None),
-    ("checkouts:write", "POST", "/v1/checkouts/", {"products": [_NOBODY]}),
-    ("customer_sessions:write", "POST", "/v1/customer-sessions/", {"customer_id": _NOBODY}),
-)
-"""What a scope allows; what is to be written refers to nothing, so that it is refused in any case."""
-
 Kind = Literal["customer", "subscription", "order", "refund", "dispute"]
 _LISTS: Mapping[Kind, tuple[str, str]] = {
     "customer": ("/v1/customers/", "created_at"),
@@ -88,7 +76,7 @@ class PolarApi:
                 before = {row.get("id") for row in page.rows}
                 came += len(fresh)
                 totals.add(page.total)
-                yield Page(rows=fresh, as_of=page.as_of, total=page.total)
+                yield Page(rows=fresh, told_at=page.told_at, total=page.total)
             if len(totals) == 1 and came >= max(totals):
                 return
 
@@ -98,7 +86,7 @@ class PolarApi:
         for page in self._pages(path, {"sorting": [f"-{order}"], **filters}):
             made = [usable_time(row.get("created_at")) for row in page.rows]
             young = tuple(row for row, at in zip(page.rows, made, strict=True) if at is None or at >= since)
-            yield Page(rows=young, as_of=page.as_of, total=page.total)
+            yield Page(rows=young, told_at=page.told_at, total=page.total)
             if len(young) < len(page.rows):
                 return
 
@@ -107,7 +95,7 @@ class PolarApi:
         answer = self._transport.send("GET", f"{_LISTS[kind][0]}{{id}}", ids={"id": id})
         if answer is None:
             return None
-        return Page(rows=(_object(answer),), as_of=answer.as_of, total=1)
+        return Page(rows=(_object(answer),), told_at=answer.told_at, total=1)
 
     def _pages(self, path: str, query: Mapping[str, Any]) -> Iterator[Page]:
         number = 1
@@ -120,7 +108,7 @@ class PolarApi:
             pagination = as_object(document.get("pagination"))
             total = as_count(pagination.get("total_count")) or 0
             kept = tuple(row for row in rows if isinstance(row, Mapping))
-            yield Page(rows=kept, as_of=answer.as_of, total=total)
+            yield Page(rows=kept, told_at=answer.told_at, total=total)
             if number >= (as_count(pagination.get("max_page")) or 0) or not rows:
                 return
             number += 1
@@ -130,8 +118,13 @@ class PolarApi:
         row = self._customer_of(user)
         return values.customer_row(row) if row else None
 
+    def customer(self, id: str) -> values.CustomerRow | None:
+        """Return a customer by Polar's own id."""
+        page = self.get("customer", id)
+        return values.customer_row(page.rows[0]) if page else None
+
     def create_customer(self, user: str, *, email: str, name: str | None) -> values.CustomerRow:
-        """Make the customer of *user*, once; one who has the e-mail address is never taken (§7.3).
+        """Make the customer of *user*, once; nobody is claimed by e-mail (§7.3).
 
         Raises InvalidInput where the address belongs to another customer.
         """
@@ -146,6 +139,9 @@ class PolarApi:
         return values.customer_row(made)
 
     def _customer_of(self, user: str) -> Mapping[str, Any] | None:
+        if user in UNNAMEABLE:  # no address can name them, and the list cannot be asked for one
+            rows = (row for page in self.rows("customer") for row in page.rows)
+            return next((row for row in rows if row.get("external_id") == user), None)
         answer = self._transport.send(
             "GET", "/v1/customers/external/{external_id}", ids={"external_id": user}
         )
@@ -167,7 +163,8 @@ class PolarApi:
         advice = (
             "Use another address."
             if row.external_id
-            else f"If they are one: polarcredits users link polar:{row.id} {shlex.quote(user)}"
+            else f"If they are one: polarcredits sync polar:{row.id}, "
+            f"then: polarcredits users link polar:{row.id} {shlex.quote(user)}"
         )
         raise InvalidInput(
             f"The e-mail address {email} belongs to Polar's {owner}. {advice}", user=user, customer=row.id
@@ -280,15 +277,7 @@ class PolarApi:
 
     def lacking_scopes(self) -> list[str]:
         """Return the scopes that the token lacks; nothing is made to find out."""
-        lacking = []
-        for scope, method, path, body in _PROBES:
-            query = {"limit": 1} if method == "GET" else None
-            try:
-                self._transport.send(method, path, query=query, body=body, repeatable=body is None)
-            except PolarRefused as refusal:
-                if refusal.fields.get("status") in (401, 403):
-                    lacking.append(scope)
-        return lacking
+        return lacking_scopes(self._transport)
 
     def first_products(self) -> Page:
         """Return one page of products: whose the token is, and what time it is at Polar."""
@@ -305,20 +294,36 @@ class PolarApi:
     ) -> Mapping[str, Any]:
         """POST, once: where the outcome is unknown, look for what was made before trying again.
 
-        A request that was not answered in time may yet take effect, so it is never sent again.
+        A request that may yet take effect is never sent again: what it makes is looked for some
+        seconds more, and then the outcome is unknown.
         """
         attempts = self._transport.patience.attempts
         for attempt in range(1, attempts + 1):
             try:
                 return _object(self._send("POST", path, body=body, repeatable=False))
             except OutcomeUnknown as failure:
-                found = find()
+                looks = attempts if failure.pending else 1
+                found = self._found(find, looks)
                 if found is not None:
                     return found
-                if failure.pending or attempt == attempts:
+                if failure.pending:
+                    raise OutcomeUnknown(
+                        f"{failure.message} It may have been done all the same: look again in some minutes.",
+                        pending=True,
+                    ) from failure
+                if attempt == attempts:
                     raise
                 self._transport.pause(attempt)
         raise AssertionError("unreachable")
+
+    def _found(self, find: Callable[[], Mapping[str, Any] | None], looks: int) -> Mapping[str, Any] | None:
+        """Look at once, and with *looks* above 1 some times more, with growing pauses."""
+        for look in range(1, looks + 1):
+            found = find()
+            if found is not None or look == looks:
+                break
+            self._transport.pause(look + 1)
+        return found
 
 
 def open_polar(settings: Settings, *, patience: Patience = PATIENT) -> PolarApi:

@@ -25,6 +25,10 @@ from polarcredits.errors import ConfigError, PolarRefused, PolarUnavailable
 
 _LONGEST_PAUSE = 8.0
 _EXCERPT = 300
+UNNAMEABLE = frozenset({"", ".", ".."})
+"""Ids that would lead elsewhere as part of a path, however quoted: nothing can be asked for by them."""
+_BEFORE_POLAR = (502, 503, 504)
+"""What a proxy answers in Polar's place, while Polar may still be at work."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CLOCK_STEP = timedelta(seconds=1)
 """A Date header has whole seconds."""
@@ -50,7 +54,10 @@ HURRIED = Patience(attempts=2, call=4.0, whole=12.0, answer=4.0, connection=3.0)
 
 
 class OutcomeUnknown(PolarUnavailable):
-    """The request was sent, and nobody can say whether it took effect; if `pending`, it still may."""
+    """The request was sent, and nobody can say whether it took effect; if `pending`, it still may.
+
+    It may where no answer came, and where something before Polar answered in its place.
+    """
 
     def __init__(self, message: str, *, pending: bool = False) -> None:
         super().__init__(message)
@@ -66,14 +73,12 @@ class Answer:
     took: timedelta
 
     @property
-    def as_of(self) -> datetime:
+    def told_at(self) -> datetime | None:
         """Polar's own clock when it began to answer, on the safe side (docs/rules.md §1.1).
 
-        Raises PolarUnavailable where the answer has no Date: our clock must not stand in for it.
+        None where the answer has no Date: our clock must not stand in for it.
         """
-        if self.date is None:
-            raise PolarUnavailable("Polar's answer has no Date header, so nobody can say how old it is.")
-        return self.date - self.took - _CLOCK_STEP
+        return None if self.date is None else self.date - self.took - _CLOCK_STEP
 
 
 class _TryAgain(Exception):
@@ -134,9 +139,12 @@ class Transport:
     ) -> Answer | None:
         """Send a request and return the answer; None for 404.
 
-        *ids* fill the path's {names}, quoted. Raises PolarRefused and PolarUnavailable; where
-        the request is not *repeatable* and was sent, the latter is an OutcomeUnknown.
+        *ids* fill the path's {names}, quoted; nothing is there by an UNNAMEABLE one. Raises
+        PolarRefused and PolarUnavailable; where the request is not *repeatable* and was sent, the
+        latter is an OutcomeUnknown.
         """
+        if not UNNAMEABLE.isdisjoint((ids or {}).values()):
+            return None
         quoted = {name: quote(value, safe="") for name, value in (ids or {}).items()}
         give_up = min(time.monotonic() + self.patience.call, self._end)
         if time.monotonic() > self._end:
@@ -172,7 +180,7 @@ class Transport:
             raise _TryAgain(
                 _told(cause, request),
                 sent=not isinstance(cause, _NEVER_SENT),
-                pending=isinstance(cause, httpx.TimeoutException),
+                pending=True,
             ) from error
         took = timedelta(seconds=time.monotonic() - began)
         status = response.status_code
@@ -181,7 +189,9 @@ class Transport:
         if status == 429:
             raise _TryAgain("too many requests (429)", wait=_retry_after(response), sent=False)
         if status >= 500:
-            raise _TryAgain(f"it answered {status}: {self._excerpt(response)}")
+            raise _TryAgain(
+                f"it answered {status}: {self._excerpt(response)}", pending=status in _BEFORE_POLAR
+            )
         if not response.is_success:
             raise self._refusal(response, method, path)
         return Answer(document=self._document(response), date=_date(response), took=took)

@@ -25,8 +25,16 @@ class Page:
     """Some rows of a list as Polar sent them, all true at `as_of`."""
 
     rows: tuple[Mapping[str, Any], ...]
-    as_of: datetime
+    told_at: datetime | None
+    """When it was told, by Polar's clock; None where the answer did not say."""
     total: int
+
+    @property
+    def as_of(self) -> datetime:
+        """Since when the rows are true. Raises PolarUnavailable where nobody can say."""
+        if self.told_at is None:
+            raise PolarUnavailable("Polar's answer has no Date header, so nobody can say how old it is.")
+        return self.told_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,7 @@ class LoggedDelivery:
     """One attempt to deliver an event, from Polar's log."""
 
     event_id: str
+    type: str | None
     succeeded: bool
     at: datetime | None
     http_code: int | None
@@ -185,6 +194,7 @@ def logged_delivery(row: Mapping[str, Any]) -> LoggedDelivery:
     payload = event.get("payload")
     return LoggedDelivery(
         event_id=_needed(event, "id"),
+        type=usable_id(event.get("type")),
         succeeded=row.get("succeeded") is True,
         at=usable_time(row.get("created_at")),
         http_code=as_count(row.get("http_code")),

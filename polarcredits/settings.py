@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from polarcredits import dotenv_file
 from polarcredits.errors import ConfigError
 from polarcredits.plans import Catalog, parse_catalog
 
@@ -51,14 +52,24 @@ def load_settings(
     database: str | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    may_lack_file: bool = False,
 ) -> Settings:
-    """Read the settings; ConfigError names what is wrong and where it was looked for."""
+    """Read the settings; ConfigError names what is wrong and where it was looked for.
+
+    With *may_lack_file*, the configuration file that is named may yet have to be made.
+    """
     here = cwd or Path.cwd()
     real = os.environ if environ is None else environ
-    path = _config_path(config, real.get("POLARCREDITS_CONFIG"), here)
+    path = named_config(config=config, environ=real, cwd=here)
+    if path is not None and not path.exists():
+        if not may_lack_file:
+            raise ConfigError(
+                f"{'--config' if config else 'POLARCREDITS_CONFIG'}: there is no file {path}.",
+                setting="--config" if config else "POLARCREDITS_CONFIG",
+            )
+        path = None
+    path = path or _usual_config(here)
     values = {**_dotenv(here, path), **{key: text for key, text in real.items() if text.strip()}}
-    if path is None and values.get("POLARCREDITS_CONFIG"):
-        path = _config_path(None, values["POLARCREDITS_CONFIG"], here)
 
     def value(name: str) -> str | None:
         return values.get(name, "").strip() or None
@@ -110,13 +121,19 @@ def _public_url(given: str | None) -> str | None:
     return given.rstrip("/")
 
 
-def _config_path(option: Path | None, variable: str | None, here: Path) -> Path | None:
-    for named, origin in ((option, "--config"), (variable, "POLARCREDITS_CONFIG")):
-        if named:
-            path = Path(named)
-            if not path.exists():
-                raise ConfigError(f"{origin}: there is no file {path}.", setting=origin)
-            return path
+def named_config(
+    *, config: Path | None = None, environ: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Path | None:
+    """Return the file that `--config` or POLARCREDITS_CONFIG names, whether it is there or not."""
+    if config is not None:
+        return config
+    real = os.environ if environ is None else environ
+    name = real.get("POLARCREDITS_CONFIG", "").strip()
+    name = name or _dotenv(cwd or Path.cwd(), None).get("POLARCREDITS_CONFIG", "").strip()
+    return Path(name) if name else None
+
+
+def _usual_config(here: Path) -> Path | None:
     if (here / FILE).exists():
         return here / FILE
     import platformdirs
@@ -137,13 +154,7 @@ def _text(path: Path) -> str:
 def _dotenv(here: Path, config: Path | None) -> dict[str, str]:
     for folder in (here, config.parent if config else here):
         if (folder / ".env").is_file():
-            from dotenv import dotenv_values
-
-            try:
-                found = dotenv_values(folder / ".env")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{folder / '.env'} cannot be read: {error}") from error
-            return {key: text for key, text in found.items() if text}
+            return dotenv_file.read(folder / ".env")
     return {}
 
 

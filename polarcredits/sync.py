@@ -88,20 +88,20 @@ def sync_customer(ledger: Ledger, polar: PolarApi, customer: str, *, environment
 
 def _written(batches: Iterable[Batch]) -> Iterator[str]:
     for batch in batches:
-        yield json.dumps([batch.kind, batch.rows, format_time(batch.as_of)])
+        yield json.dumps([batch.kind, batch.rows, format_time(batch.as_of), batch.fresh])
 
 
 def _read(lines: Iterable[str]) -> Iterator[Batch]:
     for line in lines:
-        kind, rows, as_of = json.loads(line)
-        yield Batch(kind, tuple(rows), parse_time(as_of))
+        kind, rows, as_of, fresh = json.loads(line)
+        yield Batch(kind, tuple(rows), parse_time(as_of), fresh)
 
 
 def _take_all(
     ledger: Ledger, batches: Iterable[Batch], environment: str, report: SyncReport, at: datetime | None
 ) -> None:
     for batch in batches:
-        report.checked[_PLURAL[batch.kind]] += len(batch.rows)
+        report.checked[_PLURAL[batch.kind]] += batch.fresh
         groups: list[tuple[str, list[Fact]]] = []
         for row in batch.rows:
             try:

@@ -17,10 +17,12 @@ from polarcredits.ledger.readings import customers_after, known_of, live_subscri
 from polarcredits.periods import format_time
 from polarcredits.polar_api import Kind, PolarApi
 from polarcredits.polar_values import Page
+from polarcredits.userids import PLACEHOLDER
 
 DUNNING = timedelta(days=30)
 """A late payment keeps its order's `created_at`, so orders are read back for as long as Polar tries."""
 _CHUNK = 100
+_RECENT = 10_000
 _FEW = 25
 """As many ids fit into an address."""
 
@@ -35,25 +37,31 @@ class Batch:
     kind: Kind
     rows: tuple[Mapping[str, Any], ...]
     as_of: datetime
+    fresh: int
+    """How many of them had not come before."""
 
 
 class _Seen:
-    """Which ids came, in eight bytes each."""
+    """Which ids came, in eight bytes each but for the last ones."""
 
     def __init__(self) -> None:
-        self._hashes = array("Q")
-        self._sorted = True
+        self._sorted = array("Q")
+        self._recent: set[int] = set()
 
-    def add(self, id: object) -> None:
-        self._hashes.append(_hash(id))
-        self._sorted = False
+    def add(self, id: object) -> bool:
+        """Note that *id* came; say whether that is new."""
+        if id in self:
+            return False
+        self._recent.add(_hash(id))
+        if len(self._recent) > _RECENT:
+            self._sorted = array("Q", sorted([*self._sorted, *self._recent]))
+            self._recent.clear()
+        return True
 
     def __contains__(self, id: object) -> bool:
-        if not self._sorted:
-            self._hashes = array("Q", sorted(self._hashes))
-            self._sorted = True
-        at = bisect_left(self._hashes, _hash(id))
-        return at < len(self._hashes) and self._hashes[at] == _hash(id)
+        wanted = _hash(id)
+        at = bisect_left(self._sorted, wanted)
+        return wanted in self._recent or (at < len(self._sorted) and self._sorted[at] == wanted)
 
 
 def _hash(id: object) -> int:
@@ -74,26 +82,25 @@ class Reader:
         self._polar = polar
         self._failed = failed
         self._progress = progress or (lambda done, total: None)
-        self._done = self._total = 0
+        self._done = 0
+        self._seen: dict[str, _Seen] = {}
         self._organizations: set[object] = set()
         self._as_of: datetime | None = None
 
     def everything(self) -> Iterator[Batch]:
         """Read all there is; customers that we know and Polar no longer does are deleted ones."""
-        seen = _Seen()
-        yield from self._batches("customer", self._polar.rows("customer"), seen)
-        for kind in ("order", "subscription", "refund", "dispute"):
+        for kind in ("customer", "order", "subscription", "refund", "dispute"):
             yield from self._batches(kind, self._polar.rows(kind))
-        for fact in _all(lambda after: customers_after(self._ledger, after, _CHUNK), lambda f: f.id):
-            if fact.id not in seen:
-                yield from self._customer(fact)
+        yield from self._gone_customers()
 
     def newer(self, since: datetime) -> Iterator[Batch]:
-        """Read what can have changed at *since* or later; an order may be paid long after it was made."""
+        """Read what can have changed at *since* or later; an order may be paid long after it was made.
+
+        Polar does not say which customers were changed or deleted: all are read.
+        """
         polar, back = self._polar, format_time(since - DUNNING)
-        yield from self._batches("customer", polar.newest("customer", since))
+        yield from self._batches("customer", polar.rows("customer"))
         yield from self._batches("order", polar.rows("order", created_after=back))
-        seen = _Seen()
         recent = format_time(since)
         changed: tuple[dict[str, Any], ...] = (
             {"status": ["active", "past_due", "paused", "trialing"]},
@@ -101,18 +108,22 @@ class Reader:
             {"started_after": recent},
         )
         for filters in changed:
-            yield from self._batches("subscription", polar.rows("subscription", **filters), seen)
+            yield from self._batches("subscription", polar.rows("subscription", **filters))
         for id in _all(lambda after: live_subscriptions(self._ledger, after, _CHUNK), lambda id: id):
-            if id not in seen:
+            if not self._came("subscription", id):
                 yield from self._one("subscription", id)
         yield from self._batches("refund", polar.newest("refund", since - DUNNING))
         yield from self._batches("dispute", polar.rows("dispute"))
+        yield from self._gone_customers()
 
     def of_user(self, user: str) -> Iterator[Batch]:
         """Read all about one user, by external id, by the customers we know and by metadata."""
         known = known_of(self._ledger, user)
-        named = None if user.startswith("polar:") else self._polar.customer_of(user)
-        customers = sorted({*known.customers, *([named.id] if named else [])})
+        named = None if user.startswith(PLACEHOLDER) else self._polar.customer_of(user)
+        ids = {*known.customers, *([named.id] if named else [])}
+        if user.startswith(PLACEHOLDER):
+            ids.add(user.removeprefix(PLACEHOLDER))
+        customers = sorted(ids)
         found = False
         for batch in self.of_customers(customers, known.orders, user=user):
             found = True
@@ -152,6 +163,12 @@ class Reader:
             for id in few:
                 yield from self._one("subscription", id)
 
+    def _gone_customers(self) -> Iterator[Batch]:
+        """Look for the customers that we know and that did not come."""
+        for fact in _all(lambda after: customers_after(self._ledger, after, _CHUNK), lambda f: f.id):
+            if not self._came("customer", fact.id):
+                yield from self._customer(fact)
+
     def _customer(self, fact: CustomerFact) -> Iterator[Batch]:
         """Read a customer that we know; one who is gone was deleted, if it was the token's to see."""
         page = self._polar.get("customer", fact.id)
@@ -164,7 +181,8 @@ class Reader:
             self._failed.append({"kind": "customer", "id": fact.id, "error": why})
             return
         if self._as_of is not None:
-            yield Batch("customer", (row | {"deleted_at": format_time(self._as_of)},), self._as_of)
+            deleted = (row | {"deleted_at": format_time(self._as_of)},)
+            yield Batch("customer", deleted, self._as_of, self._fresh("customer", deleted))
 
     def _organizations_seen(self) -> set[object]:
         """Return the organizations that the token can see."""
@@ -181,21 +199,24 @@ class Reader:
         if page is not None:
             yield from self._batches(kind, [page])
 
-    def _batches(self, kind: Kind, pages: Iterable[Page], seen: _Seen | None = None) -> Iterator[Batch]:
-        came = 0
+    def _batches(self, kind: Kind, pages: Iterable[Page]) -> Iterator[Batch]:
+        begun = self._done
         for page in pages:
             if kind == "customer":
                 self._note(page)
-            if came == 0:
-                self._total += page.total
-            came += len(page.rows)
-            for row in page.rows:
-                if seen is not None:
-                    seen.add(row.get("id"))
+            fresh = self._fresh(kind, page.rows)
             if page.rows:
-                yield Batch(kind, page.rows, page.as_of)
-            self._done += len(page.rows)
-            self._progress(self._done, self._total)
+                yield Batch(kind, page.rows, page.as_of, fresh)
+            self._done += fresh
+            self._progress(self._done, max(self._done, begun + page.total))
+
+    def _fresh(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Note that rows came; return how many had not before."""
+        seen = self._seen.setdefault(kind, _Seen())
+        return sum(seen.add(row.get("id")) for row in rows)
+
+    def _came(self, kind: Kind, id: str) -> bool:
+        return id in self._seen.get(kind, ())
 
 
 def _all(some: Callable[[str], list[T]], id: Callable[[T], str]) -> Iterator[T]:

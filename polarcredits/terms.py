@@ -75,6 +75,11 @@ class TermsBook:
         """Return the terms that confirmed periods and orders used for the first time."""
         return {key: terms for key, terms in self._new.items() if key[0] in self.confirmed}
 
+    @property
+    def frozen(self) -> bool:
+        """Say whether all that was asked for is known and written down, so that no edit changes it."""
+        return not self.unknown and all(subject in self.confirmed for subject, _ in self._new)
+
     def plan(self, subject: str, product_id: str) -> Terms | None:
         """Return the terms of a plan's product for *subject*, remembering new ones."""
         return self._find(subject, product_id, self._catalog.plan_for_product(product_id))

@@ -10,30 +10,46 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from openapi_core import OpenAPI
 from openapi_core.exceptions import OpenAPIError
 from openapi_core.testing import MockRequest, MockResponse
+from openapi_schema_validator import OAS31Validator
 
+from polarcredits.errors import PolarCreditsError
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.plans import parse_catalog
 from polarcredits.polar_api import PolarApi
 from polarcredits.polar_transport import Transport
+from polarcredits.sync import sync, sync_overdue
 from polarcredits.webhooks.endpoints import EVENTS
 from polarcredits.webhooks.fixtures import Story
 from tests.stand_in.server import TOKEN, Exchange, PolarStandIn
 
 
-def tour() -> list[Exchange]:
-    """Make every call of the gateway once, and return what went over the wire."""
-    with PolarStandIn() as polar:
+def tour() -> tuple[list[Exchange], list[str]]:
+    """Make every call of the gateway; return what went over the wire, and what was refused on the way."""
+    with PolarStandIn() as polar, TemporaryDirectory() as folder:
         _furnish(polar)
-        with PolarApi(Transport(TOKEN, environment="sandbox", base_url=polar.url)) as api:
-            _visit(polar, api)
-        return polar.exchanges
+        refused: list[str] = []
+        database = f"sqlite:///{Path(folder) / 'tour.db'}"
+        with (
+            PolarApi(Transport(TOKEN, environment="sandbox", base_url=polar.url)) as api,
+            Ledger(database, parse_catalog(None, pro_product_id=None), actor="tour") as ledger,
+        ):
+            try:
+                _visit(polar, api, ledger)
+            except PolarCreditsError as error:
+                refused.append(f"the tour ended early: {error.message}")
+        refused += [f"stand-in: {fault}" for fault in polar.faults]
+        polar.faults.clear()
+        return polar.exchanges, refused
 
 
 def _furnish(polar: PolarStandIn) -> None:
@@ -47,25 +63,15 @@ def _furnish(polar: PolarStandIn) -> None:
     state.add_delivery(state.add_endpoint()["id"], events[0], succeeded=True)
 
 
-def _visit(polar: PolarStandIn, api: PolarApi) -> None:
+def _visit(polar: PolarStandIn, api: PolarApi, ledger: Ledger) -> None:
     state, now = polar.state, datetime.now(UTC)
+    orders = list(state.objects["order"])
+    for options in ({}, {"since": now - timedelta(days=60)}, {"user": "ann"}):
+        sync(ledger, api, environment="sandbox", **options)
+    sync_overdue(ledger, api, environment="sandbox", at=now + timedelta(days=60))
     ann = api.customer_of("ann")
     assert ann is not None
-    orders = list(state.objects["order"])
-    since = (now - timedelta(days=60)).isoformat().replace("+00:00", "Z")
-    for kind, filters in (
-        ("customer", {}),
-        ("order", {"created_after": since}),
-        ("order", {"customer_id": [ann.id], "subscription_id": list(state.objects["subscription"])}),
-        ("order", {"metadata": {"user_id": "ann"}}),
-        ("subscription", {"status": ["active", "trialing"], "customer_id": ann.id}),
-        ("subscription", {"canceled_at_after": since}),
-        ("subscription", {"started_after": since}),
-        ("refund", {"customer_id": [ann.id]}),
-        ("dispute", {"order_id": orders}),
-    ):
-        list(api.rows(kind, **filters))  # type: ignore[arg-type]
-    list(api.newest("refund", now - timedelta(days=30)))
+    api.billable(ann.id)
     api.get("order", orders[0])
     api.get("subscription", next(iter(state.objects["subscription"])))
     api.get("customer", ann.id)
@@ -102,6 +108,7 @@ def check(exchanges: Iterable[Exchange], document: Mapping[str, Any]) -> list[st
     """Return what the document does not allow, of requests and of answers."""
     contract = OpenAPI.from_dict(_readable(document))
     host = document["servers"][0]["url"]
+    schemas = _deep_objects(document)
     problems = []
     for each in exchanges:
         parts = urlsplit(each.target)
@@ -119,6 +126,7 @@ def check(exchanges: Iterable[Exchange], document: Mapping[str, Any]) -> list[st
         unknown = _unknown_parameters(each, document)
         if unknown:
             problems.append(f"{where}: request: unknown parameters {sorted(unknown)}")
+        problems += [f"{where}: request: {told}" for told in _wrong_objects(each, schemas)]
         try:
             contract.validate_request(request)
         except OpenAPIError as error:
@@ -136,7 +144,7 @@ def _readable(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with query parameters that the library can read.
 
     A query cannot hold null, and one value may always stand for a list of one. The library reads no
-    objects in a query: those are checked by name alone.
+    objects in a query: those are looked at by `_wrong_objects`.
     """
     copy: dict[str, Any] = json.loads(json.dumps(document))
     for path in copy["paths"].values():
@@ -148,6 +156,31 @@ def _readable(document: Mapping[str, Any]) -> dict[str, Any]:
                     kept.append(parameter)
             operation["parameters"] = kept
     return copy
+
+
+def _deep_objects(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the schemas of the objects that a query may have, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter.get("style") == "deepObject":
+                    found[parameter["name"]] = parameter["schema"] | {"components": document["components"]}
+    return found
+
+
+def _wrong_objects(each: Exchange, schemas: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Tell of objects in a query that are not written `name[key]=value`, or hold what they may not."""
+    objects: dict[str, dict[str, Any]] = {}
+    for name, values in _arguments(urlsplit(each.target).query).items():
+        base, bracket, rest = name.partition("[")
+        if base in schemas and re.fullmatch(r"[^\[\]]+\]", rest):
+            objects.setdefault(base, {})[rest[:-1]] = values[0] if len(values) == 1 else values
+        elif base in schemas or bracket:
+            yield f"{name} is no {base}[key]"
+    for name, value in objects.items():
+        for error in OAS31Validator(schemas[name]).iter_errors(value):
+            yield f"{name}: {_fault(error)}"
 
 
 def _unknown_parameters(each: Exchange, document: Mapping[str, Any]) -> set[str]:
@@ -202,10 +235,10 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tests.contract FILE", file=sys.stderr)
         return 2
     document = json.loads(Path(arguments[0]).read_text("utf-8"))
-    exchanges = tour()
+    exchanges, refused = tour()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of how a token is got, which is not looked at
-        problems = check(exchanges, document)
+        problems = refused + check(exchanges, document)
     for problem in problems:
         print(problem)
     print(f"{len(exchanges)} exchanges, {len(problems)} problems.")

@@ -7,18 +7,29 @@ from typing import Any
 
 import pytest
 
-from tests.contract import check
+from tests.contract import check, tour
 from tests.stand_in.server import Exchange
 
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {"title": "Small", "version": "1"},
     "servers": [{"url": "https://api.example"}],
+    "components": {
+        "schemas": {
+            "Metadata": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 9}}
+        }
+    },
     "paths": {
         "/v1/things/{id}": {
             "get": {
                 "parameters": [
                     {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
+                    {
+                        "name": "metadata",
+                        "in": "query",
+                        "style": "deepObject",
+                        "schema": {"$ref": "#/components/schemas/Metadata"},
+                    },
                     {
                         "name": "limit",
                         "in": "query",
@@ -58,7 +69,8 @@ def exchange(target: str = "/v1/things/a?limit=5", answer: bytes = b'{"id": "a"}
 
 def test_what_fits_is_no_problem() -> None:
     """A request and an answer as the document has them."""
-    assert check([exchange()], copy.deepcopy(DOCUMENT)) == []
+    for target in ("/v1/things/a?limit=5", "/v1/things/a?metadata[user_id]=ann&limit=5"):
+        assert check([exchange(target)], copy.deepcopy(DOCUMENT)) == []
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,12 @@ def test_what_fits_is_no_problem() -> None:
     [
         (exchange("/v1/things/a?limit=500"), "request"),
         (exchange("/v1/things/a?colour=red"), "unknown parameters ['colour']"),
+        (exchange("/v1/things/a?metadata=x"), "metadata is no metadata[key]"),
+        (exchange("/v1/things/a?metadata[user][id]=x"), "is no metadata[key]"),
+        (
+            exchange("/v1/things/a?metadata[user]=longer-than-nine"),
+            "metadata: user: 'longer-than-nine' is too",
+        ),
         (exchange("/v1/nothings/a"), "request"),
         (exchange(answer=b'{"name": "a"}'), "answer: : 'id' is a required property"),
         (exchange(answer=b'{"id": 5}'), "answer: id: 5 is not of type 'string'"),
@@ -75,3 +93,25 @@ def test_what_does_not_is_told(wrong: Exchange, told: str) -> None:
     """Each with where it is and what is wrong."""
     problems = check([wrong], copy.deepcopy(DOCUMENT))
     assert any(told in problem for problem in problems), problems
+
+
+def test_the_tour_asks_what_sync_asks_and_is_taken() -> None:
+    """Every list with the filters that sync uses, everything that is made, and no refusal on the way."""
+    exchanges, refused = tour()
+    assert refused == []
+    asked = {(each.method, each.target.partition("?")[0]) for each in exchanges}
+    assert {path for method, path in asked if method == "POST"} == {
+        "/v1/customers/",
+        "/v1/checkouts/",
+        "/v1/customer-sessions/",
+        "/v1/webhooks/endpoints",
+    }
+    filters = " ".join(each.target for each in exchanges)
+    for each in (
+        "metadata%5Buser_id%5D=",
+        "canceled_at_after=",
+        "started_after=",
+        "created_after=",
+        "order_id=",
+    ):
+        assert each in filters

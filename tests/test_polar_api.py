@@ -14,11 +14,12 @@ import pytest
 from polarcredits.errors import ConfigError, InvalidInput, PolarCreditsError, PolarRefused, PolarUnavailable
 from polarcredits.polar_api import PolarApi, open_polar
 from polarcredits.polar_transport import HURRIED, PATIENT, Transport
+from polarcredits.polar_values import CheckoutRow, Endpoint
 from polarcredits.settings import load_settings
 from tests.stand_in.server import TOKEN, PolarStandIn
 
 STRANGE = "a/b?c#d é"
-BAD_ANSWERS = ("500", "502", "cut", "html", "garbage", "429")
+BAD_ANSWERS = ("500", "502", "504", "cut", "html", "garbage", "429")
 
 
 @pytest.fixture
@@ -131,20 +132,60 @@ def test_a_hurried_gateway_gives_up_early(polar: PolarStandIn) -> None:
     assert len(polar.exchanges) == sent == 2
 
 
-@pytest.mark.parametrize("kind", ["500", "502", "cut", "html", "garbage", "null", "list"])
+MADE = ("customer", "checkout", "endpoint")
+
+
+def make_all(api: PolarApi, product: str) -> tuple[str, str, str]:
+    return (
+        api.create_customer(STRANGE, email="ann@example.com", name=None).id,
+        api.open_checkout({"products": [product], "external_customer_id": STRANGE}).id,
+        api.create_endpoint("https://example.com/hook", ["order.paid"]).id,
+    )
+
+
+@pytest.mark.parametrize("kind", ["500", "502", "504", "cut", "html", "garbage", "null", "list"])
 @pytest.mark.parametrize("after", [True, False])
 def test_nothing_is_made_twice(kind: str, after: bool, polar: PolarStandIn, api: PolarApi) -> None:
-    """Whether the request had its effect before the answer went wrong, or not."""
+    """Whether the request had its effect before the answer went wrong, or not: one of each in the end."""
     product = polar.state.add_product("Pro")
     for path in ("customers", "checkouts", "endpoints"):
         polar.misbehave(kind, path=path, method="POST", after=after)
-    customer = api.create_customer(STRANGE, email="ann@example.com", name=None)
-    checkout = api.open_checkout({"products": [product], "external_customer_id": STRANGE})
-    endpoint = api.create_endpoint("https://example.com/hook", ["order.paid"])
-    assert [polar.count(each) for each in ("customer", "checkout", "endpoint")] == [1, 1, 1]
-    assert polar.state.objects["customer"][customer.id]["external_id"] == STRANGE
-    assert polar.state.objects["checkout"][checkout.id]["url"] == checkout.url
-    assert polar.state.objects["endpoint"][endpoint.id]["secret"] == endpoint.secret
+    unknown = kind in ("502", "504", "cut") and not after
+    if unknown:
+        for _ in MADE:
+            with pytest.raises(PolarUnavailable, match="look again"):
+                make_all(api, product)
+    ids = make_all(api, product)
+    assert [polar.count(each) for each in MADE] == [1, 2 if unknown else 1, 1]  # asked for twice, made twice
+    assert [list(polar.state.objects[each])[-1] for each in MADE] == list(ids)
+    assert polar.state.objects["customer"][ids[0]]["external_id"] == STRANGE
+
+
+@pytest.mark.parametrize("kind", ["504", "cut"])
+def test_a_late_effect_is_found(kind: str, polar: PolarStandIn) -> None:
+    """What a proxy passes on after it gave up is looked for, and never sent again."""
+    product = polar.state.add_product("Pro")
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            late = next(each for each in polar.exchanges if each.status != 201 and each.method == "POST")
+            headers = {k: late.request_headers[k] for k in ("authorization", "polar-version", "content-type")}
+            httpx.post(polar.url + late.target, content=late.request_body, headers=headers)
+
+    calls: dict[str, Callable[[PolarApi], CheckoutRow | Endpoint]] = {
+        "checkouts": lambda api: api.open_checkout({"products": [product]}),
+        "endpoints": lambda api: api.create_endpoint("https://example.com/hook", ["order.paid"]),
+    }
+    for path, call in calls.items():
+        polar.misbehave(kind, path=path, method="POST")
+        with PolarApi(Transport(TOKEN, environment="sandbox", base_url=polar.url, sleep=sleep)) as api:
+            assert call(api).url
+        assert sum(pauses) > 0.5
+        polar.exchanges.clear()
+        pauses.clear()
+    assert [polar.count(each) for each in MADE] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("after", [True, False])
@@ -164,6 +205,42 @@ def test_a_request_that_was_not_answered_in_time_is_not_sent_again(
                 api.open_checkout({"products": [product]})
     posts = [each for each in polar.exchanges if each.method == "POST"]
     assert len(posts) == 1
+    assert polar.count("checkout") == int(after)
+
+
+@pytest.mark.parametrize("user", [".", "..", "%2E%2E", "%2e", "..."])
+def test_no_id_leads_elsewhere(user: str, polar: PolarStandIn, api: PolarApi) -> None:
+    """Dots are resolved in addresses, so whoever is called so is found in the list."""
+    polar.state.add_customer("eve@example.com", "eve")
+    assert api.customer_of(user) is None
+    made = api.create_customer(user, email="dot@example.com", name=None)
+    found = api.customer_of(user)
+    assert found is not None
+    assert (found.id, found.external_id) == (made.id, user)
+    assert [
+        each for each in polar.exchanges if each.target.rstrip("/") in ("/v1", "/v1/customers/external")
+    ] == []
+
+
+@pytest.mark.parametrize("id", ["", ".", ".."])
+def test_nothing_is_there_by_no_name(id: str, polar: PolarStandIn, api: PolarApi) -> None:
+    """The list is not taken for one of its own objects."""
+    assert api.customer(id) is None
+    assert api.get("order", id) is None
+    assert api.checkout(id) is None
+    assert api.product(id) is None
+    assert polar.exchanges == []
+
+
+def test_an_answer_without_a_date(polar: PolarStandIn, api: PolarApi) -> None:
+    """Nobody can say how old facts are; what is no fact is read all the same."""
+    product = polar.state.add_product("Pro")
+    polar.dated = False
+    assert [each.id for each in api.products()] == [product]
+    assert api.open_checkout({"products": [product]}).status == "open"
+    page = api.first_products()
+    with pytest.raises(PolarUnavailable, match="no Date header"):
+        _ = page.as_of
 
 
 @pytest.mark.parametrize("kind", ["unknown-values", "missing-fields", "extra-fields"])
@@ -237,6 +314,8 @@ def test_as_of_is_polars_clock(polar: PolarStandIn, api: PolarApi) -> None:
         <= page.as_of
         <= polar.state.clock - timedelta(seconds=1)
     )
+    polar.delay = 0.4
+    assert api.first_products().as_of < polar.state.clock - timedelta(seconds=1.35)
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ class Options:
 options = Options()
 
 
-def settings() -> Settings:
-    """Read the settings."""
+def settings(*, may_lack_file: bool = False) -> Settings:
+    """Read the settings; with *may_lack_file*, whether or not the file that is named is there."""
     from polarcredits.settings import load_settings
 
-    return load_settings(config=options.config, database=options.database)
+    return load_settings(config=options.config, database=options.database, may_lack_file=may_lack_file)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from polarcredits.cli.documents import (
 )
 from polarcredits.cli.output import emit, number, say, table, when
 
-app = typer.Typer(help="Credits: show, explain, grant, deduct, hold, history.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Key = Annotated[str | None, typer.Option(help="The same key again does nothing twice.")]
 Meta = Annotated[list[str] | None, typer.Option(help="K=V, kept with the entry.")]

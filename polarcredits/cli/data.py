@@ -9,11 +9,11 @@ import typer
 from polarcredits.cli import checks, context
 from polarcredits.cli.output import emit, number, say, table, when
 
-subscriptions = typer.Typer(help="Subscriptions as Polar last told them.", no_args_is_help=True)
-payments = typer.Typer(help="Orders, before tax.", no_args_is_help=True)
+subscriptions = typer.Typer(no_args_is_help=True)
+payments = typer.Typer(no_args_is_help=True)
 
 
-plans_app = typer.Typer(help="What is sold, and against Polar's products.")
+plans_app = typer.Typer()
 plans_app.command("diff")(checks.plans_diff)
 
 

@@ -9,7 +9,7 @@ import typer
 from polarcredits.cli import context
 from polarcredits.cli.output import emit, say
 
-app = typer.Typer(help="The database: upgrade, current, backup.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 def _tell(current: str | None, head: str) -> None:

@@ -14,7 +14,7 @@ from polarcredits.errors import PolarRefused, PolarUnavailable
 if TYPE_CHECKING:
     from polarcredits.ledger.ledger import Ledger
 
-app = typer.Typer(help="The ledger's own laws.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
@@ -29,8 +29,8 @@ def verify(
     """Recompute every balance. Example: polarcredits ledger verify"""
     from polarcredits.ledger.verify import verify as verified
 
-    with context.ledger() as ledger:
-        found = verified(ledger, user=user)
+    with context.ledger() as ledger, progress("Verifying") as done:
+        found = verified(ledger, user=user, progress=done)
     document = {
         "ok": not found.problems,
         "users": found.users,

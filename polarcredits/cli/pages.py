@@ -25,7 +25,7 @@ def billing_link(
         raise InvalidInput("--expires-in must be longer than nothing, such as 1h.")
     expires_at = (datetime.now(UTC) + life).replace(microsecond=0)
     settings = context.settings()
-    personal_urls(settings, user, expires_at)
+    personal_urls(settings, user, expires_at)  # what is missing is told before a database is opened
     with context.ledger() as ledger:
         owner = statement(ledger, user).user
     billing, pricing = personal_urls(settings, owner, expires_at)

@@ -51,7 +51,14 @@ def checkout(
     landing = success_url or success_page(known)
     wishes = Wishes(success_url=landing, return_url=return_url, discount_id=discount, metadata=extra)
     with context.polar() as polar:
-        opened = open_checkout(polar, offer, user=user, contact=lambda: _contact(user, email), wishes=wishes)
+        opened = open_checkout(
+            polar,
+            offer,
+            user=user,
+            contact=lambda: _contact(user, email),
+            wishes=wishes,
+            customers=lambda: _linked(user),
+        )
         if wait:
             hint(f"{opened.url}\nWaiting for the payment. Ctrl-C ends the waiting, not the checkout.")
         _show_in_browser(opened.url, open_)
@@ -77,9 +84,20 @@ def _contact(user: str | None, email: str | None) -> Contact:
     return Contact(email=email or known.email, name=known.name)
 
 
+def _linked(user: str | None) -> tuple[str, ...]:
+    """Return the customers that were linked to the buyer by hand."""
+    from polarcredits.ledger.readings import linked_customers
+
+    if user is None:
+        return ()
+    with context.ledger() as ledger:
+        return linked_customers(ledger, user)
+
+
 def _learn(polar: PolarApi, opened: CheckoutRow, user: str | None) -> tuple[str, Balance] | None:
     """Take what a paid checkout has brought, and return whose balance it is, and what it is now."""
     from polarcredits.checkouts import wait_for_order
+    from polarcredits.ledger.readings import owner_of
     from polarcredits.sync import sync_customer
 
     if opened.customer_id is None or not wait_for_order(polar, opened):
@@ -87,7 +105,7 @@ def _learn(polar: PolarApi, opened: CheckoutRow, user: str | None) -> tuple[str,
     with context.ledger() as ledger:
         ledger.actor = "sync"
         sync_customer(ledger, polar, opened.customer_id, environment=context.settings().environment)
-        owner = user or f"polar:{opened.customer_id}"
+        owner = user or owner_of(ledger, opened.customer_id)
         return owner, ledger.balance(owner)
 
 
@@ -123,8 +141,9 @@ def _tell_checkout(
         elif opened.status == "succeeded":
             say("Paid; Polar does not show the order yet. Take it later with: polarcredits sync")
         else:
-            say(f"The checkout has ended: {opened.status}.")
-        if user is None:
+            late = "" if opened.status in ("failed", "expired") else "; what it may bring yet, sync finds"
+            say(f"The checkout has ended: {opened.status}{late}.")
+        if owner is None or owner.startswith("polar:"):
             hint("Nobody is named: what is bought goes to an account polar:<customer>; see users link.")
 
     emit(document, people)
@@ -164,7 +183,9 @@ def _customers(user: str) -> tuple[str, ...]:
 
 def sync(
     user: Annotated[str | None, typer.Argument(help="Only this user.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only what is newer: 30d, or a time (RFC 3339).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what is newer (and all customers): 30d, or a time (RFC 3339).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Report, but change nothing.")] = False,
 ) -> None:
     """Bring the ledger in step with Polar. Example: polarcredits sync --since 30d"""

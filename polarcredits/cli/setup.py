@@ -25,27 +25,36 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is likely.")] = False,
 ) -> None:
     """Write polarcredits.toml and make the database. Example: polarcredits init"""
+    from polarcredits.settings import named_config
+
     asks = not yes and sys.stdin.isatty() and sys.stdout.isatty() and not context.options.json
     if not yes and not asks:
         raise typer.BadParameter("there is no terminal to ask on: give --yes")
-    path = context.options.config or Path.cwd() / FILE
+    path = named_config(config=context.options.config) or Path.cwd() / FILE
+    undecided: list[str] = []
     if path.exists():
         written = False
     else:
-        context.options.config = None
-        known = context.settings()
+        known = context.settings(may_lack_file=True)
         if known.access_token is None and asks:
             _ask_token()
-            known = context.settings()
+            known = context.settings(may_lack_file=True)
         products = _products(known)
         plan = _choose([each for each in products if each.interval], "plan pro", known.pro_product_id, asks)
-        pack = _choose([each for each in products if not each.interval], "a pack of credits", None, asks)
-        _write(path, _toml(plan, pack))
+        once = [each for each in products if not each.interval]
+        pack = _choose(once, "a pack of credits", None, asks) if asks else None
+        credits = typer.prompt("How many credits does it give?", type=int, default=1000) if pack else 0
+        _write(path, _toml(plan, pack, credits))
         written = True
+        if not asks:
+            undecided = [
+                f"packs.NAME for {each.name!r} ({each.id}): sold once; say how many credits it gives"
+                for each in once
+            ]
     context.options.config = path
     known = context.settings()
     _make_database(known)
-    missing = _missing(known)
+    missing = _missing(known) + undecided
     following = _next(missing)
     document = {
         "config": str(path),
@@ -109,7 +118,7 @@ def _choose(products: Sequence[Product], what: str, given: str | None, asks: boo
     return products[chosen - 1] if 0 < chosen <= len(products) else None
 
 
-def _toml(plan: Product | str | None, pack: Product | str | None) -> str:
+def _toml(plan: Product | str | None, pack: Product | str | None, credits: int) -> str:
     """Return the text of a configuration file; an id is written as JSON, which TOML reads."""
 
     def ids(product: Product | str | None) -> str:
@@ -130,7 +139,7 @@ product_ids = {ids(plan)}
     if pack is not None:
         text += f"""
 [packs.small]
-credits = 1000
+credits = {credits}
 product_ids = {ids(pack)}
 """
     return (

@@ -10,7 +10,7 @@ import typer
 from polarcredits.cli import context
 from polarcredits.cli.output import emit, say, table, when
 
-app = typer.Typer(help="Users: add, show, list, link, import.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 def _document(user: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polarcredits.webhooks.inbox import Inbox, Outcome
     from polarcredits.webhooks.sending import Sender
 
-app = typer.Typer(help="Polar's events: ingest, list, show, retry, replay, pull.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 app.command("pull")(deliveries.pull)
 app.command("register")(deliveries.register)
 app.command("trigger")(deliveries.trigger)

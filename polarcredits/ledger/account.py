@@ -14,8 +14,6 @@ from polarcredits.credits import Book
 from polarcredits.lots import Draw, EntryType, Lot
 from polarcredits.periods import from_micros, to_micros
 
-FOREVER = 2**62
-
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -6,6 +6,7 @@ raised for all of them, and then none is stored.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, micros
 from polarcredits.ledger.database import may_succeed_again, named
 from polarcredits.ledger.events import EventRow, due, next_attempt, values_of
-from polarcredits.ledger.facts import Observation, lock_names, unknown
+from polarcredits.ledger.facts import Observation, Stored, lock_names, unknown
 from polarcredits.ledger.ingest import News, apply_all, stamp
 from polarcredits.ledger.ledger import Ledger
 
@@ -47,8 +48,13 @@ _TOLD = (
         error=bindparam("new_error"),
         user_id=bindparam("new_user"),
         next_attempt_at=bindparam("new_next"),
+        told=bindparam("new_told"),
     )
 )
+
+
+READER = 1
+"""Which edition of the reader of payloads wrote `told`; raise it when it comes to tell other facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,33 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What became of an event."""
+class Outcome:
+    """What became of an event, or of something that was to be one."""
 
-    id: str
+    id: str | None
     type: str | None
     status: str
-    user: str | None
-    error: str | None
+    """`applied`, `ignored`, `failed` or `refused`."""
     duplicate: bool = False
+    user: str | None = None
+    error: str | None = None
+
+
+Read = Callable[[EventRow], Told]
+"""Reads a stored event once more."""
+
+
+def memo(told: Sequence[Observation]) -> str:
+    """Return what an event told, to be kept with it: then its replay need not read it again."""
+    return json.dumps([READER, [one.stored for one in told]], separators=(",", ":"))
+
+
+def _remembered(row: EventRow) -> list[Stored] | None:
+    """Return what an applied event told; None where it has to be read again."""
+    if row.told is None or row.status == "failed":
+        return None
+    edition, told = json.loads(row.told)
+    return [tuple(one) for one in told] if edition == READER else None
 
 
 class Applier:
@@ -79,16 +103,16 @@ class Applier:
         self._ledger = ledger
         self._environment = environment
 
-    def take(self, events: Sequence[Told], *, now: datetime) -> list[Result]:
+    def take(self, events: Sequence[Told], *, now: datetime) -> list[Outcome]:
         """Store and apply new events, each once; return what became of each, in their order."""
 
-        def work(connection: Connection) -> list[Result]:
+        def work(connection: Connection) -> list[Outcome]:
             first: dict[str, Told] = {}
             for each in events:
                 first.setdefault(each.event.id, each)
             lock_names(connection, first)
             results = {
-                row.id: Result(
+                row.id: Outcome(
                     id=row.id,
                     type=row.type,
                     status=row.status,
@@ -101,43 +125,47 @@ class Applier:
             done = self._apply(connection, [each for id, each in first.items() if id not in results], now)
             if done:
                 connection.execute(insert(t.events), [values_of(event) for event in done])
-            return _in_order(events, results | {event.id: _result(event) for event in done})
+            return _in_order(events, results | {event.id: _outcome(event) for event in done})
 
         return self._ledger.in_transaction(work)
 
-    def again(self, events: Sequence[Told], *, now: datetime) -> list[Result]:
+    def again(self, rows: Sequence[EventRow], read: Read, *, now: datetime) -> list[Outcome]:
         """Apply stored events once more: one that tells nothing new changes nothing but its attempts."""
+        return self._ledger.in_transaction(lambda connection: self._again(connection, rows, read, now))
 
-        def work(connection: Connection) -> list[Result]:
-            return self._again(connection, events, now)
-
-        return self._ledger.in_transaction(work)
-
-    def due_again(self, read: Callable[[EventRow], Told], *, now: datetime, most: int) -> list[Result]:
+    def due_again(self, read: Read, *, now: datetime, most: int) -> list[Outcome]:
         """Apply the failed events whose time has come."""
 
-        def work(connection: Connection) -> list[Result]:
-            return self._again(connection, [read(event) for event in due(connection, now, most)], now)
+        def work(connection: Connection) -> list[Outcome]:
+            return self._again(connection, due(connection, now, most), read, now)
 
         return self._ledger.in_transaction(work)
 
-    def _again(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[Result]:
-        lock_names(connection, {each.event.id for each in events})
-        news = unknown(connection, [observation for each in events for observation in each.told])
-        quiet: dict[str, EventRow] = {}
+    def _again(
+        self, connection: Connection, rows: Sequence[EventRow], read: Read, now: datetime
+    ) -> list[Outcome]:
+        remembered = {row.id: _remembered(row) for row in rows}
+        told = {row.id: read(row) for row in rows if remembered[row.id] is None}
+        for id, each in told.items():
+            remembered[id] = [one.stored for one in each.told]
+        missing = unknown(connection, [one for marks in remembered.values() for one in marks or ()])
         rest: list[Told] = []
-        for each in events:
-            new = any((one.kind, one.object, *one.mark) in news for one in each.told)
-            if new or each.event.status == "failed" or each.event.status != each.before:
-                rest.append(each)
-            else:
-                quiet[each.event.id] = each.event
+        for row in rows:
+            if missing and not missing.isdisjoint(remembered[row.id] or ()):
+                rest.append(told.get(row.id) or read(row))
+            elif row.id in told:
+                rest.append(told[row.id])
+        quiet = [row.id for row in rows]
+        if rest:
+            read_again = {each.event.id for each in rest}
+            quiet = [id for id in quiet if id not in read_again]
         if quiet:
-            connection.execute(_TRIED, {"ids": list(quiet)})
+            connection.execute(_TRIED, {"ids": quiet})
         done = {event.id: event for event in self._apply(connection, rest, now)}
         if done:
             connection.execute(_TOLD, [_changes(event) for event in done.values()])
-        return _in_order(events, {id: _result(event) for id, event in (quiet | done).items()})
+        results = {row.id: _outcome(done.get(row.id, row)) for row in rows}
+        return [results[row.id] for row in rows]
 
     def _apply(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[EventRow]:
         """Apply events, in halves where one of them cannot be; return them as they then are."""
@@ -145,7 +173,7 @@ class Applier:
             stamp(connection, self._environment)
         telling = [each for each in events if each.told]
         applied = {event.id: event for event in self._apply_some(connection, telling, now)}
-        return [applied.get(each.event.id) or _tried(each.event, now) for each in events]
+        return [applied.get(each.event.id) or _tried(each, each.event, now) for each in events]
 
     def _apply_some(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[EventRow]:
         if not events:
@@ -160,12 +188,12 @@ class Applier:
                 raise
             if len(events) == 1:
                 failed = replace(events[0].event, status="failed", error=why(error))
-                return [_tried(failed, now)]
+                return [_tried(events[0], failed, now)]
             half = len(events) // 2
             some = self._apply_some(connection, events[:half], now)
             return some + self._apply_some(connection, events[half:], now)
         return [
-            replace(each.event, user=next(iter(users), None))
+            replace(each.event, user=next(iter(users), None), next_attempt_at=None)
             for each, users in zip(events, touched, strict=True)
         ]
 
@@ -182,9 +210,10 @@ def _news(events: Sequence[Told], now: datetime) -> list[News]:
     ]
 
 
-def _tried(event: EventRow, now: datetime) -> EventRow:
+def _tried(told: Told, event: EventRow, now: datetime) -> EventRow:
     """Return an event with the time of its next attempt, which only a failed one has."""
-    again = next_attempt(event.attempts, now) if event.status == "failed" else None
+    attempts = event.attempts + (told.before is not None)
+    again = next_attempt(attempts, now) if event.status == "failed" else None
     return replace(event, next_attempt_at=again)
 
 
@@ -195,14 +224,15 @@ def _changes(event: EventRow) -> dict[str, Any]:
         "new_error": event.error,
         "new_user": event.user,
         "new_next": micros(event.next_attempt_at),
+        "new_told": event.told,
     }
 
 
-def _result(event: EventRow) -> Result:
-    return Result(id=event.id, type=event.type, status=event.status, user=event.user, error=event.error)
+def _outcome(event: EventRow) -> Outcome:
+    return Outcome(id=event.id, type=event.type, status=event.status, user=event.user, error=event.error)
 
 
-def _in_order(events: Sequence[Told], results: Mapping[str, Result]) -> list[Result]:
+def _in_order(events: Sequence[Told], results: Mapping[str, Outcome]) -> list[Outcome]:
     """Return each event's result; one that comes twice is a duplicate of itself."""
     seen: set[str] = set()
     ordered = []

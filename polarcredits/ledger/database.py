@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, create_engine, event, exc
 from sqlalchemy.engine import make_url
@@ -23,6 +25,8 @@ T = TypeVar("T")
 BUSY_SECONDS = 10.0
 _RETRIES = 8
 _AGAIN = frozenset({"40001", "40P01", "23505"})
+_POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
+_PREPARE = "prepare_threshold"
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -42,9 +46,11 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
     parsed = _parsed(url)
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-        bounds = {} if busy_seconds is None else _postgres_bounds(busy_seconds)
-        bounds = {name: value for name, value in bounds.items() if name not in parsed.query}
-        return create_engine(parsed, pool_pre_ping=True, pool_size=8, connect_args=bounds)
+        parsed, options = _pool(parsed)
+        if busy_seconds is not None:
+            bounds = _postgres_bounds(busy_seconds)
+            options["connect_args"] |= {n: value for n, value in bounds.items() if n not in parsed.query}
+        return create_engine(parsed, pool_pre_ping=True, **options)
     patience = {} if "timeout" in parsed.query else {"timeout": busy_seconds or BUSY_SECONDS}
     engine = create_engine(parsed, connect_args={"check_same_thread": False, **patience})
 
@@ -60,6 +66,20 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _pool(url: URL) -> tuple[URL, dict[str, Any]]:
+    """Take `pool_size`, `max_overflow`, `pool_timeout` and `prepare_threshold` out of the URL's query.
+
+    `prepare_threshold=none` prepares nothing, for a pooler that cannot pass prepared statements on.
+    """
+    given = {name: str(value) for name, value in url.query.items() if name in _POOL or name == _PREPARE}
+    numbers = {name: int(value) for name, value in given.items() if value.isascii() and value.isdecimal()}
+    prepare = {_PREPARE: numbers.pop(_PREPARE, None)} if _PREPARE in given else {}
+    for name, value in given.items():
+        if name not in numbers and (name, value.lower()) != (_PREPARE, "none") and name not in prepare:
+            raise DatabaseError(f"{name} in the database URL must be a whole number, not {value!r}.")
+    return url.difference_update_query(given), {**_POOL, **numbers, "connect_args": prepare}
 
 
 def _postgres_bounds(seconds: float) -> dict[str, str | int]:
@@ -91,23 +111,43 @@ class Database:
         reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
+        self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        self.patience = BUSY_SECONDS
+        """How long a thread waits for its turn to write."""
+        self._turn = threading.Lock()
+        _databases.add(self)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for this thread's turn to write. Raises DatabaseBusy.
+
+        SQLite has one writer at a time, and who waits for it sleeps: threads of one process would
+        starve each other. PostgreSQL locks rows, in its own queue.
+        """
+        if not self.sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=self.patience):
+            raise DatabaseBusy("The database is locked by another writer; try again.")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in one transaction and commit it (a dry run is rolled back).
 
         What lost a race is run again, whole. Raises DatabaseBusy or DatabaseError.
         """
-        for attempt in range(_RETRIES):
-            try:
-                with failures(), self.writer.connect() as connection:
-                    transaction = connection.begin()
-                    result = work(connection)
-                    transaction.rollback() if dry_run else transaction.commit()
-                    return result
-            except exc.DBAPIError as error:
-                if attempt + 1 == _RETRIES:
-                    raise DatabaseBusy("The database is too busy; try again.") from error
-        raise DatabaseBusy("The database is too busy; try again.")
+
+        def once() -> T:
+            with self.turn(), failures(), self.writer.connect() as connection:
+                transaction = connection.begin()
+                result = work(connection)
+                transaction.rollback() if dry_run else transaction.commit()
+                return result
+
+        return again(once)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
@@ -122,6 +162,22 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+    def forget_the_parent(self) -> None:
+        """Leave the parent's connections alone, in a forked child."""
+        self.engine.dispose(close=False)
+        self._turn = threading.Lock()
+
+
+def again(once: Callable[[], T]) -> T:
+    """Run a transaction, and whole again if it lost a race. Raises DatabaseBusy."""
+    for attempt in range(_RETRIES):
+        try:
+            return once()
+        except exc.DBAPIError as error:
+            if attempt + 1 == _RETRIES:
+                raise DatabaseBusy("The database is too busy; try again.") from error
+    raise DatabaseBusy("The database is too busy; try again.")
 
 
 @contextmanager
@@ -218,3 +274,14 @@ def _upsert(dialect: str, table: Table, key: tuple[str, ...], columns: tuple[str
     changes = {name: into.excluded[name] for name in columns}
     statement: Executable = into.on_conflict_do_update(index_elements=list(key), set_=changes)
     return statement
+
+
+_databases: WeakSet[Database] = WeakSet()
+
+
+def _forget_the_parent() -> None:
+    for database in list(_databases):
+        database.forget_the_parent()
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)

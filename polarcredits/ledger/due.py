@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, exc, func, or_, select
+from sqlalchemy import Connection, Select, delete, exc, select, text
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
@@ -14,19 +15,26 @@ from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
+from polarcredits.ledger.stepping import lock_standings, take_steps
+from polarcredits.outlook import Steps
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 
 UNSETTLED = (PolarCreditsError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a damaged account raises; its own failure must not stop the others."""
+LISTED = 500_000
+"""Accounts that are listed at once: a bound for memory, whatever the number that is due."""
+RECONCILED = 100
+"""Accounts of a batch that are reconciled one by one, so that other writers need not wait long."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What one batch did; `last` is where the next begins, None when there was nobody."""
+    """What one batch did, and the accounts that it had no room for."""
 
-    last: int | None = None
+    left: Sequence[int] = ()
     considered: int = 0
+    foreseen: int = 0
     granted: int = 0
     expired: int = 0
     downgraded: int = 0
@@ -37,43 +45,91 @@ class Batch:
 
 def count_due(ledger: Ledger, now: datetime) -> int:
     """Return how many accounts a refill will look at."""
-    b = t.balances.c
 
     def work(connection: Connection) -> int:
-        due = _due(ledger.catalog, to_micros(now))
-        query = select(func.count()).select_from(t.balances).where(due)
-        return int(connection.execute(query.where(b.account_id > 0)).scalar_one())
+        due = connection.execute(text(_COUNT), {"now": to_micros(now)}).scalar_one()
+        return int(due) + len(_only_named(connection, ledger.catalog, now))
 
     return ledger.reading(work)
 
 
-def settle_batch(
-    ledger: Ledger, call: Call, *, after: int, limit: int, dry_run: bool, apart: bool = False
-) -> Batch:
-    """Settle and write the next *limit* due accounts beyond *after*, skipping those in use.
+def list_due(ledger: Ledger, now: datetime) -> Iterator[list[int]]:
+    """Give the ids of due accounts in order, and then of those that are due by their products."""
+    values = {"now": to_micros(now), "after": 0, "limit": LISTED}
+    while listed := ledger.reading(lambda connection: _list(connection, values)):
+        yield listed
+        values["after"] = listed[-1]
+    yield ledger.reading(lambda connection: _only_named(connection, ledger.catalog, now))
 
-    With *apart*, an account that cannot be settled is reported and stops nobody else's.
+
+_COUNT = "SELECT count(*) FROM credit_balances WHERE next_due_at <= :now"
+_LIST = """
+SELECT account_id FROM credit_balances {hint}
+WHERE next_due_at <= :now AND account_id > :after ORDER BY account_id LIMIT :limit
+"""
+_HINT = {"sqlite": "INDEXED BY ix_credit_balances_due", "postgresql": ""}
+"""SQLite keeps no statistics of its own accord: it would read everybody to find the few who are due."""
+
+
+def _list(connection: Connection, values: dict[str, int]) -> list[int]:
+    statement = text(_LIST.format(hint=_HINT[connection.dialect.name]))
+    return list(connection.execute(statement, values).scalars())
+
+
+def _named(catalog: Catalog) -> Select[int]:
+    """Who bought a product that the catalog has only since named (§1.3)."""
+    u = t.unknown_products.c
+    return select(u.account_id).where(u.product_id.in_(catalog.product_ids)).distinct()
+
+
+def _only_named(connection: Connection, catalog: Catalog, now: datetime) -> list[int]:
+    """Return those of them for whom nothing has fallen due otherwise."""
+    b, u = t.balances.c, t.unknown_products.c
+    named = _named(catalog).join(t.balances, b.account_id == u.account_id)
+    later = named.where(b.next_due_at > to_micros(now)).order_by(u.account_id)
+    return list(connection.execute(later).scalars())
+
+
+def settle_batch(
+    ledger: Ledger, call: Call, accounts: Sequence[int], *, dry_run: bool, apart: bool = False
+) -> Batch:
+    """Settle and write those of *accounts* that are due still, skipping those in use.
+
+    *accounts* are in order and not empty. Whose outlook holds is settled set-based, the others one
+    by one, as many as there is room for. With *apart*, all are settled one by one, and one that
+    cannot be is reported and stops nobody else's.
     """
-    b = t.balances.c
 
     def work(connection: Connection) -> Batch:
-        query = (
-            select(b.account_id)
-            .where(_due(ledger.catalog, to_micros(call.now)), b.account_id > after)
-            .order_by(b.account_id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        batch = Batch()
-        for account in connection.execute(query).scalars().all():
-            batch.last = account
+        standings = lock_standings(connection, accounts)
+        u = t.unknown_products.c
+        between = _named(ledger.catalog).where(u.account_id.between(accounts[0], accounts[-1]))
+        named = set(connection.execute(between).scalars()).intersection(each.account for each in standings)
+        now, batch = to_micros(call.now), Batch()
+        due = [each for each in standings if each.next_due_at <= now and each.account not in named]
+        slow = [each.account for each in due]
+        if due and not apart:
+            steps, slow = take_steps(connection, ledger.catalog, due, call)
+            _count(batch, steps)
+        slow = sorted((*slow, *named))
+        for account in slow[:RECONCILED]:
             if apart:
                 _settle_apart(connection, ledger.catalog, account, call, batch)
             else:
                 _settle(connection, ledger.catalog, account, call, batch)
+        batch.left = slow[RECONCILED:]
         return batch
 
     return ledger.in_transaction(work, dry_run=dry_run)
+
+
+def _count(batch: Batch, steps: Steps) -> None:
+    batch.considered += len(steps.standings)
+    batch.foreseen += len(steps.standings)
+    batch.granted += len(steps.begun)
+    batch.expired += steps.expired
+    batch.credits_granted += steps.credits_granted
+    batch.credits_expired += steps.credits_expired
 
 
 def settle_one(ledger: Ledger, user: str, call: Call, *, dry_run: bool) -> Batch:
@@ -110,13 +166,6 @@ def _settle(connection: Connection, catalog: Catalog, account: int, call: Call, 
     batch.downgraded += settled.downgraded
     batch.credits_granted += settled.credits_granted
     batch.credits_expired += settled.credits_expired
-
-
-def _due(catalog: Catalog, now: int) -> ColumnElement[bool]:
-    """What has fallen due, or was bought as a product that the catalog has only since named (§1.3)."""
-    b, u = t.balances.c, t.unknown_products.c
-    named = select(u.account_id).where(u.product_id.in_(catalog.product_ids))
-    return or_(b.next_due_at <= now, b.account_id.in_(named))
 
 
 def _forget_named(connection: Connection, catalog: Catalog, account: int) -> None:

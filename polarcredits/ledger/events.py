@@ -45,6 +45,8 @@ class EventRow:
     raw: bytes
     next_attempt_at: datetime | None = None
     """When a failed event is applied again by itself."""
+    told: str | None = None
+    """What it told when it was applied: see `applying.memo`."""
 
     @property
     def dead(self) -> bool:
@@ -108,7 +110,7 @@ class Wanted:
 def newest(ledger: Ledger, wanted: Wanted, limit: int | None) -> list[EventRow]:
     """Return events, newest first."""
     e = t.events.c
-    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id).limit(limit)
+    query = wanted.of(select(t.events)).order_by(e.received_at.desc(), e.id.desc()).limit(limit)
     return _read(ledger, query)
 
 
@@ -132,7 +134,7 @@ def in_order(ledger: Ledger, wanted: Wanted, size: int) -> Iterator[list[EventRo
 
 
 def _read(ledger: Ledger, query: Select[Any]) -> list[EventRow]:
-    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query)])
+    return ledger.reading(lambda connection: [event_of(row) for row in connection.execute(query).all()])
 
 
 def due(connection: Connection, now: datetime, most: int) -> list[EventRow]:
@@ -159,6 +161,7 @@ def values_of(row: EventRow) -> dict[str, Any]:
         "received_at": to_micros(row.received_at),
         "raw": row.raw,
         "next_attempt_at": micros(row.next_attempt_at),
+        "told": row.told,
     }
 
 
@@ -175,4 +178,5 @@ def event_of(row: Row[Any]) -> EventRow:
         received_at=from_micros(row.received_at),
         raw=bytes(row.raw),
         next_attempt_at=moment(row.next_attempt_at),
+        told=row.told,
     )

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, bindparam, select, text, tuple_
+from sqlalchemy import Connection, bindparam, select, text
 
-from polarcredits.billing import rank
+from polarcredits.billing import Payment, rank
 from polarcredits.facts import (
     CustomerFact,
     DisputeFact,
@@ -23,6 +23,7 @@ from polarcredits.facts import (
     SubscriptionFact,
 )
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.account import micros
 from polarcredits.periods import to_micros
 from polarcredits.userids import PLACEHOLDER
 
@@ -36,6 +37,10 @@ KINDS: dict[type[Any], str] = {
 }
 _TYPES = {name: kind for kind, name in KINDS.items()}
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS}
+
+
+Stored = tuple[str, str, int, str]
+"""Kind, object, as-of and digest: what the row of an observation is known by."""
 
 
 class Mark(NamedTuple):
@@ -58,6 +63,11 @@ class Observation(NamedTuple):
     def key(self) -> tuple[str, str]:
         """The object's kind and id."""
         return self.kind, self.object
+
+    @property
+    def stored(self) -> Stored:
+        """What its row is known by."""
+        return (self.kind, self.object, *self.mark)
 
     def row(self) -> dict[str, Any]:
         """Return the row of `observations`."""
@@ -101,21 +111,59 @@ def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator
             yield row.object_id, Mark(row.as_of, row.digest), read(row.fields)
 
 
-def unknown(connection: Connection, told: Iterable[Observation]) -> set[tuple[str, str, int, str]]:
-    """Return which of these observations are not stored: kind, object, as-of, digest."""
-    missing = {(each.kind, each.object, *each.mark) for each in told}
-    o = t.observations.c
-    columns = (o.kind, o.object_id, o.as_of, o.digest)
-    wanted = sorted(missing)
+def unknown(connection: Connection, told: Iterable[Stored]) -> set[Stored]:
+    """Return which of these observations are not stored."""
+    wanted = list(set(told))
+    missing: set[Stored] = set()
+    mark = "(?,?,?,?)" if connection.dialect.name == "sqlite" else "(%s,%s,%s,%s)"
     for at in range(0, len(wanted), 500):
-        there = tuple_(*columns).in_(wanted[at : at + 500])
-        missing.difference_update(tuple(row) for row in connection.execute(select(*columns).where(there)))
+        some = wanted[at : at + 500]
+        there = f"({_NAMES}) IN (VALUES {','.join([mark] * len(some))})"
+        values = tuple(value for stored in some for value in stored)
+        counted = connection.exec_driver_sql(f"SELECT count(*) FROM observations WHERE {there}", values)
+        if counted.scalar_one() < len(some):
+            found = connection.exec_driver_sql(f"SELECT {_NAMES} FROM observations WHERE {there}", values)
+            missing |= set(some).difference(map(tuple, found))
     return missing
+
+
+_NAMES = "kind, object_id, as_of, digest"
 
 
 def named_user(history: Iterable[SubscriptionFact | OrderFact]) -> str | None:
     """Return the user that an object's own metadata names, the newest snapshot that has one."""
     return next((f.user_id for f in sorted(history, key=rank, reverse=True) if f.user_id), None)
+
+
+def subscription_columns(latest: SubscriptionFact) -> dict[str, Any]:
+    """Return what the row of a subscription says of its newest fact."""
+    return {
+        "customer_id": latest.customer_id,
+        "product_id": latest.product_id,
+        "status": latest.status,
+        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
+        "current_period_start": micros(latest.current_period_start),
+        "current_period_end": micros(latest.current_period_end),
+        "cancel_at_period_end": int(latest.cancel_at_period_end),
+        "ends_at": micros(latest.ends_at),
+        "ended_at": micros(latest.ended_at),
+    }
+
+
+def payment_columns(payment: Payment) -> dict[str, Any]:
+    """Return what the row of an order says of it."""
+    latest = payment.latest
+    return {
+        "customer_id": latest.customer_id,
+        "subscription_id": latest.subscription_id,
+        "product_id": latest.product_id,
+        "status": latest.status,
+        "billing_reason": latest.billing_reason,
+        "net_cents": latest.net_cents,
+        "refunded_cents": payment.refunded_cents,
+        "currency": latest.currency,
+        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
+    }
 
 
 def lock_names(connection: Connection, names: Iterable[str]) -> None:

@@ -8,12 +8,12 @@ from datetime import datetime
 from sqlalchemy import Connection, func, literal, select, union_all
 
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import FOREVER, moment
+from polarcredits.ledger.account import moment
 from polarcredits.ledger.database import upsert
 from polarcredits.ledger.events import FAILED
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import Problem, verify_some
-from polarcredits.periods import to_micros
+from polarcredits.periods import FOREVER, to_micros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

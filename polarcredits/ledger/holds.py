@@ -45,6 +45,11 @@ class Hold:
         """The hold's id."""
         return self.state.id
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was neither captured nor released through this object."""
+        return self._open
+
     def capture(self, amount: int | None = None) -> Receipt:
         """Deduct *amount* (default all) of the hold and free the rest. Raises HoldClosed."""
         receipt, self.state = self._holds.capture(self.id, amount)

@@ -1,7 +1,10 @@
-"""The hot path: one UPDATE and one INSERT, whatever the number of grants (docs/rules.md §5.5).
+"""The hot path of one deduction: what is written does not grow with the grants (docs/rules.md §5.5).
 
-It takes a deduction only if nothing has fallen due and enough is available; anything else is a
-miss, and the slow path decides. Which grants paid is settled later, from balances.
+It takes a deduction only if nothing has fallen due, enough is available and its key is new; anything
+else is a miss, and the slow path decides. Which grants paid is settled later, from balances.
+
+On SQLite an UPDATE and an INSERT under the write lock; on PostgreSQL one statement, one round trip.
+Both run on the driver's cursor of a connection that SQLAlchemy owns: the driver prepares them once.
 """
 
 from __future__ import annotations
@@ -9,50 +12,98 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection
+from polarcredits.ledger.values import Receipt, Transaction, metadata_of, transaction_id
+from polarcredits.periods import from_micros
 
-_UPDATE = """
-UPDATE credit_balances SET balance = balance - :amount, sequence = sequence + 1,
- unsettled = unsettled + :amount,
- last_occurred_at = CASE WHEN last_occurred_at > :now THEN last_occurred_at ELSE :now END
-WHERE account_id = (SELECT id FROM accounts WHERE user_id = :user AND alias_of IS NULL)
- AND closed = 0 AND next_due_at > :now AND balance - held >= :amount
-RETURNING account_id, sequence, balance, held, last_occurred_at
-"""
-_COLUMNS = (
+Cursor = Any
+"""A cursor of sqlite3 or psycopg."""
+
+COLUMNS = (
     "account_id, sequence, type, amount, balance_after, operation, meta, actor,"
     " idempotency_key, request, occurred_at, recorded_at"
 )
-_VALUES = (
-    ":account, :sequence, 'deduct', :signed, :balance, :operation, :meta, :actor,"
-    " :key, :request, :occurred, :recorded"
-)
-_INSERT = f"INSERT INTO credit_transactions ({_COLUMNS}) VALUES ({_VALUES})"
-_INSERT_KEYED = f"""
-INSERT INTO credit_transactions ({_COLUMNS}) SELECT {_VALUES}
-WHERE NOT EXISTS (SELECT 1 FROM holds WHERE key_account = :account AND idempotency_key = :key)
-ON CONFLICT DO NOTHING
+_CHANGES = """
+ balance = b.balance - :amount, sequence = b.sequence + 1, unsettled = b.unsettled + :amount,
+ last_occurred_at = CASE WHEN b.last_occurred_at > :now THEN b.last_occurred_at ELSE :now END
+"""
+_OPEN = """
+ b.closed = 0 AND b.next_due_at > :now AND b.balance - b.held >= :amount
+ AND b.last_occurred_at <= :latest
+"""
+_NEW_KEY = """
+ AND NOT EXISTS (SELECT 1 FROM credit_transactions t
+  WHERE t.account_id = b.account_id AND t.idempotency_key = :key)
+ AND NOT EXISTS (SELECT 1 FROM holds h
+  WHERE h.key_account = b.account_id AND h.idempotency_key = :key)
+"""
+_MOVED = "account_id, sequence, balance, held, last_occurred_at"
+
+_UPDATE = f"""
+UPDATE credit_balances AS b SET {_CHANGES}
+WHERE b.account_id = (SELECT id FROM accounts WHERE user_id = :user AND alias_of IS NULL) AND {_OPEN}
+"""
+_UPDATE_PLAIN = f"{_UPDATE} RETURNING {_MOVED}"
+_UPDATE_KEYED = f"{_UPDATE} {_NEW_KEY} RETURNING {_MOVED}"
+_INSERT = f"""
+INSERT INTO credit_transactions ({COLUMNS}) VALUES
+ (:account, :sequence, 'deduct', -:amount, :balance, :operation, :meta, :actor, :key, :request,
+ :occurred, :recorded)
+"""
+
+# The keys are read in the statement's snapshot, the row perhaps after it, when its lock is free: they
+# agree only if the row is still the version of the snapshot. If not, it is a miss. (By xmin, since a
+# comparison of ctid may be planned as a TID scan, which is not checked again after the wait.)
+_SAME_VERSION = """
+ AND b.xmin = (SELECT s.xmin FROM credit_balances s JOIN accounts o ON o.id = s.account_id
+  WHERE o.user_id = :user AND o.alias_of IS NULL)
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _one_statement(further: str) -> str:
+    """Return update and insert as one statement with psycopg's named parameters."""
+    moved = ", ".join(f"b.{column}" for column in _MOVED.split(", "))
+    statement = f"""
+WITH moved AS (
+ UPDATE credit_balances AS b SET {_CHANGES} FROM accounts AS a
+ WHERE a.user_id = :user AND a.alias_of IS NULL AND b.account_id = a.id AND {_OPEN} {further}
+ RETURNING {moved}
+), written AS (
+ INSERT INTO credit_transactions ({COLUMNS})
+ SELECT account_id, sequence, 'deduct', -:amount, balance, :operation, :meta, :actor, :key, :request,
+  last_occurred_at, :recorded FROM moved
+)
+SELECT {_MOVED} FROM moved
+"""
+    for word in ("amount", "now", "latest", "recorded"):
+        statement = statement.replace(f":{word}", f"%({word})s::bigint")
+    for word in ("user", "operation", "meta", "actor", "key", "request"):
+        statement = statement.replace(f":{word}", f"%({word})s::text")
+    return statement
+
+
+_PLAIN, _KEYED = _one_statement(""), _one_statement(_SAME_VERSION + _NEW_KEY)
+
+
+@dataclass(slots=True, kw_only=True)
 class Spend:
     """What is to be deducted; times in microseconds."""
 
     user: str
     amount: int
-    operation: str | None
+    operation: str
     meta: str | None
     actor: str
     key: str | None
     request: str | None
     now: int
+    latest: int
+    """The latest time that the account's last entry may have: `now` if it was asked for."""
     recorded: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Spent:
-    """The entry that was written."""
+    """The entry that was written, and what was held beside it."""
 
     account: int
     sequence: int
@@ -60,67 +111,51 @@ class Spent:
     held: int
     occurred: int
 
-    def entry(self, wanted: Spend) -> dict[str, Any]:
-        """Return the row of the ledger, as a query of it would."""
-        return {
-            "account_id": self.account,
-            "sequence": self.sequence,
-            "type": "deduct",
-            "amount": -wanted.amount,
-            "balance_after": self.balance,
-            "operation": wanted.operation,
-            "reason": None,
-            "meta": wanted.meta,
-            "actor": wanted.actor,
-            "idempotency_key": wanted.key,
-            "occurred_at": self.occurred,
-            "recorded_at": wanted.recorded,
-        }
+    def receipt(self, wanted: Spend) -> Receipt:
+        """Return the caller's receipt."""
+        recorded = from_micros(wanted.recorded)
+        entry = Transaction(
+            id=transaction_id(self.account, self.sequence),
+            user=wanted.user,
+            type="deduct",
+            amount=-wanted.amount,
+            balance_after=self.balance,
+            grant_id=None,
+            operation=wanted.operation,
+            reason=None,
+            metadata=metadata_of(wanted.meta),
+            actor=wanted.actor,
+            idempotency_key=wanted.key,
+            occurred_at=recorded if self.occurred == wanted.recorded else from_micros(self.occurred),
+            recorded_at=recorded,
+        )
+        return Receipt(transaction=entry, balance=self.balance, available=self.balance - self.held)
 
 
-class KeyTaken(Exception):
-    """The idempotency key is in use: undo the UPDATE and look the key up."""
-
-
-def _named(statement: str) -> str:
-    """Return the statement with psycopg's named parameters."""
-    words = "amount now user account sequence signed balance operation meta actor key request"
-    for word in (*words.split(), "occurred", "recorded"):
-        statement = statement.replace(f":{word}", f"%({word})s")
-    return statement
-
-
-_SQL = {
-    "sqlite": (_UPDATE, _INSERT, _INSERT_KEYED),
-    "postgresql": (_named(_UPDATE), _named(_INSERT), _named(_INSERT_KEYED)),
-}
-
-
-def spend(connection: Connection, wanted: Spend) -> Spent | None:
-    """Deduct, or return None where the slow path must decide; KeyTaken wants a rollback."""
-    update, plain, keyed = _SQL[connection.dialect.name]
-    row = connection.exec_driver_sql(
-        update, {"amount": wanted.amount, "now": wanted.now, "user": wanted.user}
-    ).first()
+def spend(cursor: Cursor, wanted: Spend, *, sqlite: bool) -> Spent | None:
+    """Deduct within the cursor's transaction, or write nothing and return None: a miss."""
+    values = {
+        "user": wanted.user,
+        "amount": wanted.amount,
+        "operation": wanted.operation,
+        "meta": wanted.meta,
+        "actor": wanted.actor,
+        "key": wanted.key,
+        "request": wanted.request,
+        "now": wanted.now,
+        "latest": wanted.latest,
+        "recorded": wanted.recorded,
+    }
+    if not sqlite:
+        row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, values).fetchone()
+        return None if row is None else Spent(*row)
+    row = cursor.execute(_UPDATE_PLAIN if wanted.key is None else _UPDATE_KEYED, values).fetchone()
     if row is None:
         return None
-    spent = Spent(account=row[0], sequence=row[1], balance=row[2], held=row[3], occurred=row[4])
-    inserted = connection.exec_driver_sql(
-        plain if wanted.key is None else keyed,
-        {
-            "account": spent.account,
-            "sequence": spent.sequence,
-            "signed": -wanted.amount,
-            "balance": spent.balance,
-            "operation": wanted.operation,
-            "meta": wanted.meta,
-            "actor": wanted.actor,
-            "key": wanted.key,
-            "request": wanted.request,
-            "occurred": spent.occurred,
-            "recorded": wanted.recorded,
-        },
-    )
-    if inserted.rowcount != 1:
-        raise KeyTaken
+    spent = Spent(*row)
+    values["account"] = spent.account
+    values["sequence"] = spent.sequence
+    values["balance"] = spent.balance
+    values["occurred"] = spent.occurred
+    cursor.execute(_INSERT, values)
     return spent

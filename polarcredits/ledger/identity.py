@@ -10,14 +10,14 @@ from sqlalchemy import Connection, bindparam, select, update
 from polarcredits.credits import Carry
 from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import FOREVER, Call, LoadedAccount
+from polarcredits.ledger.account import Call, LoadedAccount
 from polarcredits.ledger.database import insert_once
 from polarcredits.ledger.facts import owner_of_customer
 from polarcredits.ledger.keeping import load, new_account, save
 from polarcredits.ledger.known import KnownFacts
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.lots import Lot
-from polarcredits.periods import to_micros
+from polarcredits.periods import FOREVER, to_micros
 from polarcredits.plans import Catalog
 from polarcredits.userids import PLACEHOLDER
 

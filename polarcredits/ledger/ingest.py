@@ -161,17 +161,21 @@ class _Intake:
 
 def stamp(connection: Connection, environment: str) -> None:
     """Mark the database with its Polar environment; raise ConfigError if it has another (§ Configuration)."""
-    if not insert_once(connection, t.settings, name="polar_environment", value=environment):
+    if not check_stamp(connection, environment):
+        insert_once(connection, t.settings, name="polar_environment", value=environment)
         check_stamp(connection, environment)
 
 
-def check_stamp(connection: Connection, environment: str) -> None:
-    """Raise ConfigError if the database holds facts of another Polar environment."""
-    s = t.settings.c
-    known = connection.execute(select(s.value).where(s.name == "polar_environment")).scalar()
+def check_stamp(connection: Connection, environment: str) -> bool:
+    """Say whether the database is marked; raise ConfigError if it is with another Polar environment."""
+    known = connection.execute(_STAMP).scalar()
     if known not in (None, environment):
         raise ConfigError(
             f"POLAR_ENVIRONMENT is {environment}, but this database holds events of {known}. "
             "Use another database (POLARCREDITS_DATABASE_URL) or the right environment.",
             setting="POLAR_ENVIRONMENT",
         )
+    return known is not None
+
+
+_STAMP = select(t.settings.c.value).where(t.settings.c.name == "polar_environment")

@@ -16,10 +16,16 @@ from polarcredits.billing import Payment, Subscription, fold_payment, fold_subsc
 from polarcredits.entitlements import AccountFacts
 from polarcredits.facts import CustomerFact, Fact, OrderFact, SubscriptionFact
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.account import micros
 from polarcredits.ledger.database import insert_each_once, upsert_all
-from polarcredits.ledger.facts import Mark, Observation, histories, named_user, observe
-from polarcredits.periods import to_micros
+from polarcredits.ledger.facts import (
+    Mark,
+    Observation,
+    histories,
+    named_user,
+    observe,
+    payment_columns,
+    subscription_columns,
+)
 from polarcredits.userids import PLACEHOLDER
 
 Key = tuple[str, str]
@@ -216,9 +222,9 @@ class KnownFacts:
         kind, id = key
         history = self._history(key).values()
         if kind == "subscription":
-            columns = _subscription_columns(self._subscription(id).latest)
+            columns = subscription_columns(self._subscription(id).latest)
         else:
-            columns = _payment_columns(self._payment(id))
+            columns = payment_columns(self._payment(id))
         row = self._objects.setdefault(key, {"id": id, "owner": None})
         self._of_customer[row.get("customer_id", "")].discard(key)
         row |= columns | {"user_id": named_user(history)}
@@ -334,32 +340,3 @@ def record(connection: Connection, facts: Iterable[Fact]) -> None:
     for each in told:
         known.learn(each)
     known.save()
-
-
-def _subscription_columns(latest: SubscriptionFact) -> dict[str, Any]:
-    return {
-        "customer_id": latest.customer_id,
-        "product_id": latest.product_id,
-        "status": latest.status,
-        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
-        "current_period_start": micros(latest.current_period_start),
-        "current_period_end": micros(latest.current_period_end),
-        "cancel_at_period_end": int(latest.cancel_at_period_end),
-        "ends_at": micros(latest.ends_at),
-        "ended_at": micros(latest.ended_at),
-    }
-
-
-def _payment_columns(payment: Payment) -> dict[str, Any]:
-    latest = payment.latest
-    return {
-        "customer_id": latest.customer_id,
-        "subscription_id": latest.subscription_id,
-        "product_id": latest.product_id,
-        "status": latest.status,
-        "billing_reason": latest.billing_reason,
-        "net_cents": latest.net_cents,
-        "refunded_cents": payment.refunded_cents,
-        "currency": latest.currency,
-        "created_at": to_micros(latest.created_at or latest.snapshot.as_of),
-    }

@@ -10,19 +10,21 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from polarcredits.errors import AccountClosed, InsufficientCredits, InvalidInput
-from polarcredits.ledger import identity, requests
+from polarcredits.errors import InvalidInput
+from polarcredits.ledger import identity, requests, spending
 from polarcredits.ledger.account import Call, Details, LoadedAccount
+from polarcredits.ledger.batching import Group
 from polarcredits.ledger.database import Database, failures
 from polarcredits.ledger.holds import Hold, Holds
-from polarcredits.ledger.hotpath import KeyTaken, Spend, spend
+from polarcredits.ledger.hotpath import Spend, Spent
 from polarcredits.ledger.keeping import load
 from polarcredits.ledger.past import as_it_was
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.reversal import give_back
 from polarcredits.ledger.schema import open_database
+from polarcredits.ledger.teller import Teller
 from polarcredits.ledger.values import Balance, Receipt, transaction
-from polarcredits.lots import Lot, spread
+from polarcredits.lots import Lot
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
 from polarcredits.userids import check_new_user, check_user_id
@@ -50,9 +52,14 @@ class Ledger:
         self.actor = actor
         self._joined = connection
         self._url = url
+        self._teller = Teller(self.database)
+        self._group = None if connection is not None else Group(self._teller.spend)
 
     def close(self) -> None:
         """Close the database; everything acknowledged is on disk already."""
+        if self._group is not None:
+            self._group.close()
+        self._teller.close()
         self.database.close()
 
     def __enter__(self) -> Ledger:
@@ -74,7 +81,7 @@ class Ledger:
     @contextmanager
     def rehearse(self) -> Iterator[Ledger]:
         """Give a ledger of which everything is undone at the end; other writers wait meanwhile."""
-        with failures(), self.database.writer.connect() as connection:
+        with self.database.turn(), failures(), self.database.writer.connect() as connection:
             transaction = connection.begin()
             try:
                 yield self.using(connection)
@@ -84,7 +91,7 @@ class Ledger:
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Begin a transaction that `using` can join; commits at the end of the block."""
-        with failures(), self.database.writer.begin() as connection:
+        with self.database.turn(), failures(), self.database.writer.begin() as connection:
             yield connection
 
     def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
@@ -168,68 +175,26 @@ class Ledger:
         Raises InsufficientCredits, UnknownUser, AccountClosed, KeyReused, AlreadyReversed;
         each leaves everything as it was. Source: docs/rules.md §5.
         """
-        requests.check_amount(quantity, "The quantity")
-        given = None if amount is None else requests.check_amount(amount)
-        cost = self.catalog.cost(operation) * quantity if given is None else given
-        call = self.call(at)
-        meta = requests.check_metadata(metadata)
-        details = Details(
-            operation=requests.check_text(operation, "The operation"),
-            meta=meta,
-            key=requests.check_text(idempotency_key, "The idempotency key"),
-            request=requests.digest(
-                kind="deduct", operation=operation, quantity=quantity, amount=given, meta=meta
-            )
-            if idempotency_key
-            else None,
+        wanted = spending.request(
+            self,
+            user,
+            amount,
+            operation=operation,
+            quantity=quantity,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            at=at,
         )
-        if at is None and 0 < cost <= requests.MOST_CREDITS:
-            receipt = self._fast(user, cost, details, call)
-            if receipt is not None:
-                return receipt
-        return self.in_transaction(lambda connection: self._slow(connection, user, cost, details, call))
+        if self._group is None:
+            return self.in_transaction(lambda connection: spending.decide(self, connection, wanted))
+        spent = self._group.ask(wanted) if spending.groupable(wanted) else None
+        return self.deducted(wanted, spent)
 
-    def _fast(self, user: str, cost: int, details: Details, call: Call) -> Receipt | None:
-        wanted = Spend(
-            user=user,
-            amount=cost,
-            operation=details.operation,
-            meta=details.meta,
-            actor=call.actor,
-            key=details.key,
-            request=details.request,
-            now=to_micros(call.now),
-            recorded=to_micros(call.wall),
-        )
-        try:
-            spent = self.in_transaction(lambda connection: spend(connection, wanted))
-        except KeyTaken:
-            return None
-        if spent is None:
-            return None
-        return Receipt(
-            transaction=transaction(spent.entry(wanted), user),
-            balance=spent.balance,
-            available=spent.balance - spent.held,
-        )
-
-    def _slow(self, connection: Connection, user: str, cost: int, details: Details, call: Call) -> Receipt:
-        settled, before = self._open(connection, user, details, call)
-        account = settled.account
-        if before is not None:
-            return before
-        if cost == 0:
-            raise InvalidInput(f"Operation {details.operation!r} costs nothing; there is nothing to deduct.")
-        requests.check_amount(cost, "The cost")
-        if account.closed:
-            raise AccountClosed(user)
-        if account.available < cost:
-            raise InsufficientCredits(user, required=cost, available=account.available)
-        row = account.post(call, "deduct", -cost, details=details)
-        draws = spread(account.book.lots, cost, account.balance + cost)
-        account.record_draws(draws, account.sequence, account.sequence)
-        write(connection, settled, call)
-        return self._receipt(row, user, account)
+    def deducted(self, wanted: Spend, spent: Spent | None) -> Receipt:
+        """Return the receipt of what the hot path took; what it missed is decided slowly."""
+        if spent is not None:
+            return spent.receipt(wanted)
+        return self.in_transaction(lambda connection: spending.decide_slowly(self, connection, wanted))
 
     def grant(
         self,
@@ -262,7 +227,7 @@ class Ledger:
         def work(connection: Connection) -> Receipt:
             if create:
                 identity.create(connection, self.catalog, user, call)
-            settled, before = self._open(connection, user, details, call)
+            settled, before = self.open_account(connection, user, details, call)
             if before is not None:
                 return before
             if settled.account.balance + amount > requests.MOST_BALANCE:
@@ -282,7 +247,7 @@ class Ledger:
             after = true_at(connection, self.catalog, account, call, details={lot: details})
             row = account.entry_of(lot, "grant")
             write(connection, after, call)
-            return self._receipt(row, user, account)
+            return self.receipt(row, user, account)
 
         return self.in_transaction(work)
 
@@ -296,7 +261,7 @@ class Ledger:
         def work(connection: Connection) -> Receipt:
             row, settled = give_back(connection, self.catalog, transaction_id, details, call)
             write(connection, settled, call)
-            return self._receipt(row, settled.account.user, settled.account)
+            return self.receipt(row, settled.account.user, settled.account)
 
         return self.in_transaction(work)
 
@@ -327,7 +292,7 @@ class Ledger:
         """Holds by id: capture, release, look up."""
         return Holds(self)
 
-    def _open(
+    def open_account(
         self, connection: Connection, user: str, details: Details, call: Call
     ) -> tuple[Settled, Receipt | None]:
         """Lock and settle an account; the receipt is there if the idempotency key was used before."""
@@ -338,13 +303,14 @@ class Ledger:
             if row is not None:
                 if row.type == "deduct":
                     requests.refuse_if_reversed(connection, row.account_id, row.sequence)
-                return settled, self._receipt(row._asdict(), user, settled.account, replayed=True)
+                return settled, self.receipt(row._asdict(), user, settled.account, replayed=True)
         refuse_earlier(settled.account, call)
         return settled, None
 
-    def _receipt(
+    def receipt(
         self, row: Mapping[str, Any], user: str, account: LoadedAccount, *, replayed: bool = False
     ) -> Receipt:
+        """Return the receipt of an entry of *account*."""
         entry = transaction(row, user)
         balance = entry.balance_after if replayed else account.balance
         return Receipt(transaction=entry, balance=balance, available=account.available, replayed=replayed)

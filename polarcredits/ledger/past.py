@@ -150,7 +150,7 @@ def _reversed(
 ) -> list[tuple[int, Movement]]:
     tx = t.transactions.c
     accounts = {stretch.account_id for stretch in stretches}
-    back = select(t.transactions).where(tx.reverses_account.in_(accounts))
+    back = select(t.transactions).where(tx.reverses_account.in_(accounts), tx.reverses_sequence.is_not(None))
     if stop is not None:
         back = back.where(tx.occurred_at <= stop)
     lines: list[tuple[int, Movement]] = []
@@ -160,7 +160,9 @@ def _reversed(
                 tx.account_id == reversal.reverses_account,
                 tx.sequence == reversal.reverses_sequence,
             )
-        ).one()
+        ).first()
+        if deduction is None:
+            continue
         mine = [
             stretch
             for stretch in stretches

@@ -238,6 +238,18 @@ def known_of(ledger: Ledger, user: str) -> Known:
     return ledger.reading(work)
 
 
+def linked_customers(ledger: Ledger, user: str) -> tuple[str, ...]:
+    """Return the customers that `users link` gave to *user* and that are not deleted."""
+    c = t.customers.c
+    query = select(c.id).where(c.linked_user == user, c.deleted == 0).order_by(c.id)
+    return ledger.reading(lambda connection: tuple(connection.execute(query).scalars()))
+
+
+def owner_of(ledger: Ledger, customer: str) -> str:
+    """Return whose account a customer's is."""
+    return ledger.reading(lambda connection: owner_of_customer(connection, customer))
+
+
 def customers_after(ledger: Ledger, after: str, limit: int, *, inclusive: bool = False) -> list[CustomerFact]:
     """Return the newest fact of the next undeleted customers, by id: to look for deleted ones."""
     c = t.customers.c

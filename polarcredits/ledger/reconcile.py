@@ -19,7 +19,6 @@ from polarcredits.entitlements import AccountFacts, Entitlements, entitlements, 
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import (
-    FOREVER,
     NO_DETAILS,
     Call,
     Details,
@@ -28,8 +27,10 @@ from polarcredits.ledger.account import (
 from polarcredits.ledger.database import insert_each_once
 from polarcredits.ledger.keeping import load, save_all
 from polarcredits.ledger.known import KnownFacts
+from polarcredits.ledger.outlooks import write_outlooks
 from polarcredits.lots import Lot
-from polarcredits.periods import format_time, from_micros, to_micros
+from polarcredits.outlook import foresee
+from polarcredits.periods import FOREVER, format_time, from_micros, to_micros
 from polarcredits.plans import Catalog
 from polarcredits.terms import Terms
 
@@ -159,6 +160,12 @@ def write_all(connection: Connection, settled: Sequence[Settled], call: Call) ->
     if moved:
         plans = [{"account": each.account.id, "plan": each.entitled.plan} for each in moved]
         connection.execute(_CHANGE_PLAN, plans)
+    outlooks = {
+        each.account.id: foresee(each.account.book, each.facts, each.entitled, each.now)
+        for each in settled
+        if each.account.next_due_at < FOREVER
+    }
+    write_outlooks(connection, outlooks)
 
 
 _CHANGE_PLAN = update(t.accounts).where(t.accounts.c.id == bindparam("account"))

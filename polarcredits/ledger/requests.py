@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time as clock
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import Connection, Row, select
 
@@ -27,6 +28,10 @@ def check_amount(amount: object, what: str = "The amount") -> int:
     return amount
 
 
+@overload
+def check_text(value: str, what: str) -> str: ...
+@overload
+def check_text(value: str | None, what: str) -> str | None: ...
 def check_text(value: str | None, what: str) -> str | None:
     """Return *value* if it can be stored and shown, else raise InvalidInput."""
     if value is None:
@@ -47,6 +52,11 @@ def check_metadata(metadata: Mapping[str, str] | None) -> str | None:
     if len(stored) > 10_000:
         raise InvalidInput("Metadata is longer than 10,000 characters.")
     return stored
+
+
+def wall_clock() -> int:
+    """Return now, in microseconds."""
+    return clock.time_ns() // 1000
 
 
 def check_time(time: datetime | None, what: str) -> datetime | None:

@@ -1,9 +1,8 @@
 """The tables, with named constraints that repeat the rules (docs/rules.md §6).
 
 Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQLite and PostgreSQL.
+Annotations are not postponed: to compile each again costs every command a hundredth of a second.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -28,16 +27,12 @@ def _text(*, key: bool = False) -> Any:
 
 
 def _field(kind: Any, *, key: bool, default: int | None = None, to: str | None = None) -> Any:
-    args = [ForeignKey(to)] if to else []
-    options: dict[str, Any] = {}
-    if default is not None:
-        options["server_default"] = str(default)
     return Field(
         default=default,
         primary_key=key,
         sa_type=kind,
-        sa_column_args=args,
-        sa_column_kwargs=options,
+        sa_column_args=[ForeignKey(to)] if to else [],
+        sa_column_kwargs={} if default is None else {"server_default": str(default)},
     )
 
 
@@ -45,11 +40,17 @@ def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
+def _where_set(name: str, *columns: str, unique: bool = False) -> Index:
+    """Return an index of the rows in which the last column is set: most deductions are in none."""
+    rows = text(f"{columns[-1]} IS NOT NULL")
+    return Index(name, *columns, unique=unique, sqlite_where=rows, postgresql_where=rows)
+
+
 class Account(SQLModel, table=True):
     """A user; an account merged into another stays as its alias."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Unique("user_id"), _STRICT)
+    __table_args__ = (Unique("user_id"), Index("ix_accounts_alias", "alias_of"), _STRICT)
     id: int | None = _int(key=True)
     user_id: str = _text()
     email: str | None = _text()
@@ -85,14 +86,14 @@ class CreditTransaction(SQLModel, table=True):
 
     __tablename__ = "credit_transactions"
     __table_args__ = (
-        Unique("account_id", "idempotency_key"),
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint(
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name="type",
         ),
-        Unique("reverses_account", "reverses_sequence"),
-        Index("ix_credit_transactions_grant", "grant_id"),
+        _where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),
+        _where_set("uq_credit_transactions_reverses", "reverses_account", "reverses_sequence", unique=True),
+        _where_set("ix_credit_transactions_grant", "grant_id"),
         _STRICT,
     )
     account_id: int = _int(key=True, to="accounts.id")
@@ -120,6 +121,7 @@ class Grant(SQLModel, table=True):
     __table_args__ = (
         Unique("account_id", "key"),
         CheckConstraint("gross >= 0 AND clawed >= 0 AND used >= 0 AND held >= 0", name="amounts"),
+        Index("ix_grants_live", "account_id", **_where("expired = 0")),
         _STRICT,
     )
     id: int | None = _int(key=True)
@@ -145,11 +147,33 @@ class Grant(SQLModel, table=True):
     period_end: int | None = _int()
 
 
+class OutlookRow(SQLModel, table=True):
+    """What will befall an account if nothing new is heard; only what never falls due may lack its row.
+
+    The columns from `prefix` on are the allowances that will begin, if there are any.
+    """
+
+    __tablename__ = "outlooks"
+    __table_args__ = (_STRICT,)
+    account_id: int = _int(key=True, to="accounts.id")
+    rules: int = _int()
+    until: int = _int()
+    product_id: str | None = _text()
+    prefix: str | None = _text()
+    first_index: int | None = _int()
+    bounds: str | None = _text()
+    expires_at: int | None = _int()
+    plan: str | None = _text()
+    credits: int | None = _int()
+    clawback: str | None = _text()
+    subscription_id: str | None = _text()
+
+
 class GrantDraw(SQLModel, table=True):
     """What a grant paid: the deductions whose balances lie between `balance_to` and `balance_from`."""
 
     __tablename__ = "grant_draws"
-    __table_args__ = (_STRICT,)
+    __table_args__ = (Index("ix_grant_draws_grant", "grant_id"), _STRICT)
     account_id: int = _int(key=True, to="accounts.id")
     first_sequence: int = _int(key=True)
     position: int = _int(key=True)
@@ -215,7 +239,11 @@ class Customer(SQLModel, table=True):
     """A Polar customer, as all its snapshots add up."""
 
     __tablename__ = "customers"
-    __table_args__ = (Index("ix_customers_external", "external_id"), _STRICT)
+    __table_args__ = (
+        Index("ix_customers_external", "external_id"),
+        Index("ix_customers_linked", "linked_user"),
+        _STRICT,
+    )
     id: str = _text(key=True)
     external_id: str | None = _text()
     linked_user: str | None = _text()
@@ -231,6 +259,7 @@ class SubscriptionRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_subscriptions_owner", "owner"),
         Index("ix_subscriptions_customer", "customer_id"),
+        Index("ix_subscriptions_created", "created_at", "id"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -254,6 +283,7 @@ class Payment(SQLModel, table=True):
     __table_args__ = (
         Index("ix_payments_owner", "owner"),
         Index("ix_payments_customer", "customer_id"),
+        Index("ix_payments_created", "created_at", "id"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -300,16 +330,15 @@ class UnknownProduct(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """The inbox: every verified event, raw, once per webhook-id.
-
-    A failed one is tried again at `next_attempt_at`; without that it is given up, until asked for.
-    """
+    """The inbox: every verified event, raw, once per webhook-id; failed ones with their next attempt."""
 
     __tablename__ = "webhook_events"
     __table_args__ = (
         CheckConstraint("status IN ('applied','ignored','failed')", name="status"),
         Index("ix_webhook_events_received", "received_at", "id"),
         Index("ix_webhook_events_failed", "next_attempt_at", **_where("status = 'failed'")),
+        Index("ix_webhook_events_user", "user_id", "received_at", "id"),
+        Index("ix_webhook_events_type", "type", "received_at", "id"),
         _STRICT,
     )
     id: str = _text(key=True)
@@ -322,6 +351,7 @@ class Event(SQLModel, table=True):
     received_at: int = _int()
     raw: bytes = _field(Bytes(), key=False)
     next_attempt_at: int | None = _int()
+    told: str | None = _text()
 
 
 class Setting(SQLModel, table=True):
@@ -341,6 +371,7 @@ accounts = _table(Account)
 balances = _table(CreditBalance)
 transactions = _table(CreditTransaction)
 grants = _table(Grant)
+outlooks = _table(OutlookRow)
 draws = _table(GrantDraw)
 carries = _table(GrantCarry)
 holds = _table(Hold)

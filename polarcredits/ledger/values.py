@@ -87,6 +87,11 @@ def no_transaction(id: str) -> NotFound:
     return NotFound(f"No transaction {id!r}. See: polarcredits credits history USER", transaction=id)
 
 
+def metadata_of(stored: str | None) -> dict[str, str] | None:
+    """Return metadata as it was given."""
+    return None if stored is None else json.loads(stored)
+
+
 def transaction(row: Mapping[str, Any], user: str) -> Transaction:
     """Return the value of a stored entry."""
     return Transaction(
@@ -98,7 +103,7 @@ def transaction(row: Mapping[str, Any], user: str) -> Transaction:
         grant_id=None if row.get("grant_id") is None else str(row["grant_id"]),
         operation=row["operation"],
         reason=row["reason"],
-        metadata=None if row["meta"] is None else json.loads(row["meta"]),
+        metadata=metadata_of(row["meta"]),
         actor=row["actor"],
         idempotency_key=row["idempotency_key"],
         occurred_at=from_micros(row["occurred_at"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
@@ -11,6 +11,7 @@ from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.keeping import load
+from polarcredits.ledger.laws import suspects
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.past import movements
 
@@ -33,22 +34,30 @@ class Verified:
     problems: list[Problem]
 
 
-def verify(ledger: Ledger, *, user: str | None = None) -> Verified:
-    """Recompute every balance, sequence and grant; name the user and the difference."""
+def verify(
+    ledger: Ledger,
+    *,
+    user: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verified:
+    """Recompute every balance, sequence and grant; name the user and the difference.
+
+    Everybody's are recomputed by set; only an account that breaks a law is then looked at by itself.
+    `progress` is called with (done, total) accounts.
+    """
+    a, b = t.accounts.c, t.balances.c
 
     def work(connection: Connection) -> Verified:
-        a = t.accounts.c
-        query = select(a.id, a.user_id).order_by(a.id)
+        count = select(func.count(a.id), func.coalesce(func.sum(b.sequence), 0))
+        count = count.select_from(t.accounts.outerjoin(t.balances, b.account_id == a.id))
         if user is not None:
-            query = query.where(a.id == account_of(connection, user))
-        problems: list[Problem] = []
-        users = entries = 0
-        for row in connection.execute(query).all():
-            users += 1
-            counted, found = _account(connection, row.id, row.user_id)
-            entries += counted
-            problems += found
-        return Verified(users=users, transactions=entries, problems=problems)
+            account = account_of(connection, user)
+            count, suspected = count.where(a.id == account), {account}
+        else:
+            suspected = suspects(connection, progress)
+        users, entries = connection.execute(count).one()
+        problems = verify_some(connection, suspected)
+        return Verified(users=users, transactions=int(entries), problems=problems)
 
     return ledger.reading(work)
 
@@ -56,15 +65,18 @@ def verify(ledger: Ledger, *, user: str | None = None) -> Verified:
 def verify_some(connection: Connection, accounts: Iterable[int]) -> list[Problem]:
     """Check only some accounts, by their ids."""
     a = t.accounts.c
-    rows = connection.execute(select(a.id, a.user_id).where(a.id.in_(list(accounts))).order_by(a.id)).all()
-    return [problem for row in rows for problem in _account(connection, row.id, row.user_id)[1]]
+    problems: list[Problem] = []
+    for account in sorted(accounts):
+        user = connection.execute(select(a.user_id).where(a.id == account)).scalar_one()
+        problems += _account(connection, account, user)
+    return problems
 
 
-def _account(connection: Connection, account: int, user: str) -> tuple[int, list[Problem]]:
+def _account(connection: Connection, account: int, user: str) -> list[Problem]:
     b, tx = t.balances.c, t.transactions.c
     stored = connection.execute(select(t.balances).where(b.account_id == account)).first()
     if stored is None:
-        return 0, [Problem(code="no_balance", user=user, detail="there is no balance row")]
+        return [_problem("no_balance", user, "there is no balance row")]
     entries = connection.execute(
         select(tx.sequence, tx.amount, tx.balance_after, tx.occurred_at)
         .where(tx.account_id == account)
@@ -91,7 +103,32 @@ def _account(connection: Connection, account: int, user: str) -> tuple[int, list
     if stored.sequence != sequence:
         detail = f"sequence is {stored.sequence}, there are {sequence} entries"
         problems.append(_problem("sequence", user, detail))
-    return sequence, [*problems, *_grants(connection, account, user, stored.balance)]
+    return [
+        *problems,
+        *_draws(connection, account, user),
+        *_grants(connection, account, user, stored.balance),
+    ]
+
+
+def _draws(connection: Connection, account: int, user: str) -> Iterable[Problem]:
+    """Check that what grants paid runs from the balance before the deductions to the one after them."""
+    d, tx = t.draws.c, t.transactions.c
+    entries = select(tx.sequence, tx.amount, tx.balance_after).where(tx.account_id == account)
+    order = (d.first_sequence, d.position)
+    drawn = connection.execute(select(t.draws).where(d.account_id == account).order_by(*order)).all()
+    for draw, following in zip(drawn, [*drawn, None][1:], strict=True):
+        first = connection.execute(entries.where(tx.sequence == draw.first_sequence)).first()
+        last = connection.execute(entries.where(tx.sequence == draw.last_sequence)).first()
+        begins = ends = None
+        if first is not None:
+            begins = first.balance_after - first.amount if draw.position == 0 else draw.balance_from
+        if last is not None:
+            shared = following is not None and following.first_sequence == draw.first_sequence
+            ends = following.balance_from if following is not None and shared else last.balance_after
+        paid = draw.balance_from - draw.balance_to
+        if (begins, ends) != (draw.balance_from, draw.balance_to) or not 0 < draw.credits == paid:
+            where = f"entries {draw.first_sequence} to {draw.last_sequence}"
+            yield _problem("draws", user, f"what grant {draw.grant_id} paid of {where} does not fit them")
 
 
 def _grants(connection: Connection, account: int, user: str, balance: int) -> Iterable[Problem]:
@@ -102,7 +139,7 @@ def _grants(connection: Connection, account: int, user: str, balance: int) -> It
     ).scalar_one()
     try:
         loaded = load(connection, account, lock=False)
-    except (AssertionError, PolarCreditsError) as error:
+    except (AssertionError, LookupError, PolarCreditsError) as error:
         return [_problem("settlement", user, f"spending exceeds the grants: {error}")]
     lines = movements(connection, loaded)
     found = []
@@ -111,6 +148,19 @@ def _grants(connection: Connection, account: int, user: str, balance: int) -> It
         if lot.remaining != moved:
             detail = f"grant {lot.key} holds {lot.remaining}, its movements say {moved}"
             found.append(_problem("grant", user, detail))
+        spent = -sum(line.amount for line in lines.get(number, ()) if line.type in ("deduct", "reversal"))
+        if lot.used != spent:
+            detail = f"grant {lot.key} says {lot.used} were used, its deductions say {spent}"
+            found.append(_problem("used", user, detail))
+        carried = sum(carry.amount for carry in loaded.book.carries if carry.target is lot)
+        if lot.carried_in != carried:
+            detail = f"grant {lot.key} began with {lot.carried_in} used, its carries say {carried}"
+            found.append(_problem("carried", user, detail))
+        on_hold = sum(credits for hold in loaded.holds for of, credits in hold.parts if of is lot)
+        if lot.held != on_hold:
+            found.append(
+                _problem("held", user, f"grant {lot.key} holds back {lot.held}, holds say {on_hold}")
+            )
     if loaded.held != reserved:
         detail = f"held is {loaded.held}, open holds add up to {reserved}"
         found.append(_problem("held", user, detail))

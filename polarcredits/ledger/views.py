@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, select
@@ -25,6 +26,7 @@ from polarcredits.lots import EntryType, Lot
 from polarcredits.periods import from_micros, to_micros
 from polarcredits.userids import PLACEHOLDER
 
+_PAGE = 200
 _RECENT = 20
 """A checkout that somebody asks about is among a customer's last orders."""
 
@@ -67,12 +69,7 @@ def statement(ledger: Ledger, user: str, at: datetime | None = None) -> Statemen
             user=account.user,
             plan=entitled.plan,
             status="closed" if account.closed else entitled.status,
-            balance=Balance(
-                balance=account.balance,
-                held=account.held,
-                available=account.available,
-                owed=account.book.owed,
-            ),
+            balance=_balance(settled),
             grants=account.book.live(now),
             subscriptions=entitled.subscriptions,
             next_refill_at=entitled.next_refill_at,
@@ -96,20 +93,37 @@ def show_user(ledger: Ledger, user: str) -> User:
 
 def list_users(ledger: Ledger, *, plan: str | None, limit: int) -> list[User]:
     """Return users, newest first."""
-    a = t.accounts.c
-    query = select(t.accounts).where(a.alias_of.is_(None)).order_by(a.id.desc())
 
     def work(connection: Connection) -> list[User]:
-        found: list[User] = []
-        for row in connection.execute(query).all():
-            settled = ledger.view(connection, row.user_id)
-            if plan is None or settled.entitled.plan == plan:
-                found.append(_user(connection, row, settled))
-            if len(found) == limit:
-                break
-        return found
+        found = _matching(ledger, connection, plan=plan, below=None)
+        return [_user(connection, row, settled) for row, settled in islice(found, limit)]
 
     return ledger.reading(work)
+
+
+def _matching(
+    ledger: Ledger, connection: Connection, *, plan: str | None, below: int | None
+) -> Iterator[tuple[Row[Any], Settled]]:
+    """Yield accounts, newest first, read a page at a time and settled in memory.
+
+    What nothing has fallen due for is as it is written: the database leaves out what does not match.
+    """
+    a, b = t.accounts.c, t.balances.c
+    query = select(t.accounts).join_from(t.accounts, t.balances, b.account_id == a.id)
+    query = query.where(a.alias_of.is_(None)).order_by(a.id.desc()).limit(_PAGE)
+    due = b.next_due_at <= to_micros(ledger.call().now)
+    if plan is not None:
+        query = query.where(due | (a.plan == plan))
+    if below is not None:
+        query = query.where(due | (b.balance - b.held < below))
+    beyond = 2**62
+    while rows := connection.execute(query.where(a.id < beyond)).all():
+        for row in rows:
+            settled = ledger.view(connection, row.user_id)
+            low = below is None or settled.account.available < below
+            if low and (plan is None or settled.entitled.plan == plan):
+                yield row, settled
+        beyond = rows[-1].id
 
 
 def _user(connection: Connection, row: Row[Any], settled: Settled) -> User:
@@ -170,21 +184,25 @@ def balances(
     ledger: Ledger, *, plan: str | None, below: int | None, limit: int
 ) -> list[tuple[str, str, Balance]]:
     """Return (user, plan, balance), newest first."""
-    found: list[tuple[str, str, Balance]] = []
-    for user in _names(ledger):
-        told = statement(ledger, user)
-        low = below is None or told.balance.available < below
-        if low and (plan is None or told.plan == plan):
-            found.append((told.user, told.plan, told.balance))
-        if len(found) == limit:
-            break
-    return found
+
+    def work(connection: Connection) -> list[tuple[str, str, Balance]]:
+        found = _matching(ledger, connection, plan=plan, below=below)
+        return [
+            (settled.account.user, settled.entitled.plan, _balance(settled))
+            for _, settled in islice(found, limit)
+        ]
+
+    return ledger.reading(work)
 
 
-def _names(ledger: Ledger) -> Iterable[str]:
-    a = t.accounts.c
-    query = select(a.user_id).where(a.alias_of.is_(None)).order_by(a.id.desc())
-    return ledger.reading(lambda c: list(c.execute(query).scalars()))
+def _balance(settled: Settled) -> Balance:
+    account = settled.account
+    return Balance(
+        balance=account.balance,
+        held=account.held,
+        available=account.available,
+        owed=account.book.owed,
+    )
 
 
 def list_subscriptions(
@@ -197,7 +215,7 @@ def list_subscriptions(
 ) -> list[dict[str, Any]]:
     """Return subscriptions, newest first; NotFound where *id* is none."""
     s = t.subscriptions.c
-    query = select(t.subscriptions).order_by(s.created_at.desc(), s.id).limit(limit)
+    query = select(t.subscriptions).order_by(s.created_at.desc(), s.id.desc()).limit(limit)
     if status is not None:
         query = query.where(s.status == status)
     if id is not None:
@@ -215,7 +233,7 @@ def list_subscriptions(
 def list_payments(ledger: Ledger, *, user: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
     """Return orders, newest first; cents before tax."""
     p = t.payments.c
-    query = select(t.payments).order_by(p.created_at.desc(), p.id).limit(limit)
+    query = select(t.payments).order_by(p.created_at.desc(), p.id.desc()).limit(limit)
 
     def work(connection: Connection) -> list[dict[str, Any]]:
         return [

@@ -14,7 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from polarcredits.checkouts import AlreadySubscribed
-from polarcredits.errors import DatabaseError, NotFound, PolarCreditsError, PolarUnavailable
+from polarcredits.errors import (
+    ConfigError,
+    DatabaseError,
+    NotFound,
+    PolarCreditsError,
+    PolarRefused,
+    PolarUnavailable,
+)
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.values import Transaction
 from polarcredits.ledger.views import Statement, User, history, list_payments, show_user, statement
@@ -25,7 +32,7 @@ from polarcredits.server.limits import Throttle, TooMany
 from polarcredits.server.links import Links, Named, Offered
 from polarcredits.server.prices import Prices
 from polarcredits.server.purchases import Purchases
-from polarcredits.server.refusals import PageOff, refusal_of
+from polarcredits.server.refusals import PageOff, Refusal, refusal_of
 from polarcredits.server.rendering import Renderer
 from polarcredits.server.shop import EmailNeeded, Shop, email_of
 
@@ -82,17 +89,21 @@ class _Pages:
 
         return answer
 
-    def refused(self, request: Request, error: PolarCreditsError) -> Response:
-        """Return the page for a failure, and let whoever runs the server know of one that is theirs."""
+    def refusal(self, error: PolarCreditsError) -> Refusal:
+        """Return what to tell of a failure, and let whoever runs the server know of one that is theirs."""
         refusal = refusal_of(error)
         if refusal.status >= 500:
             _log.warning("%s: %s", error.code, error.message)
-        retry = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+        return refusal
+
+    def refused(self, request: Request, error: PolarCreditsError) -> Response:
+        """Return the page for a failure."""
+        refusal = self.refusal(error)
         return self.render.page(
             request,
             "message.html",
             status=refusal.status,
-            headers=retry,
+            headers=_retry(refusal),
             title=refusal.title,
             text=refusal.text,
         )
@@ -141,8 +152,8 @@ class _Pages:
         try:
             url = await self.shop.sell(offered, email_of(form.get("email", "")))
         except EmailNeeded:
-            wrong = bool(form.get("email"))
-            return self.render.page(request, "email.html", status=422, offer=token, wrong=wrong)
+            given = form.get("email", "")
+            return self.render.page(request, "email.html", status=422, offer=token, given=given)
         except AlreadySubscribed:
             back = links.user(offered.user, offered.expires_at) if offered.user else None
             return self.render.page(request, "subscribed.html", status=409, token=back)
@@ -161,10 +172,9 @@ class _Pages:
         try:
             purchase = await self.purchases.look(id, looks=looks, client=_client(request))
             state, told = purchase.state, purchase.account
-        except (PolarUnavailable, TooMany, DatabaseError) as error:
-            refusal = refusal_of(error)
-            status, headers = refusal.status, {"Retry-After": str(refusal.retry_after)}
-            _log.warning("%s: %s", error.code, error.message)
+        except (PolarUnavailable, PolarRefused, ConfigError, DatabaseError, TooMany) as error:
+            refusal = self.refusal(error)
+            status, headers = refusal.status, _retry(refusal)
         again = _pause(looks) if state in ("unknown", "open", "confirming") else None
         return self.render.page(
             request,
@@ -222,6 +232,10 @@ def _account(ledger: Ledger, user: str) -> Account:
         )
 
     return ledger.reading(lambda connection: work(ledger.using(connection)))
+
+
+def _retry(refusal: Refusal) -> dict[str, str]:
+    return {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
 
 
 def _client(request: Request) -> str:

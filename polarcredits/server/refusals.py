@@ -92,6 +92,7 @@ _REFUSALS: tuple[tuple[type[PolarCreditsError], Refusal], ...] = (
         DatabaseError,
         Refusal(503, "Please come back in a moment", "Your credits are safe. Please try again.", 10),
     ),
+    (PolarCreditsError, Refusal(500, "Something went wrong", "We have been told. Please try again later.")),
 )
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 from polarcredits.checkouts import Contact, Wishes, offer_of, open_checkout, open_portal, success_page
-from polarcredits.errors import InvalidInput, UnknownUser
+from polarcredits.errors import InvalidInput, PolarRefused, UnknownUser
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.readings import known_of
+from polarcredits.ledger.readings import known_of, linked_customers
 from polarcredits.ledger.views import show_user
 from polarcredits.polar_api import PolarApi, open_polar
 from polarcredits.polar_transport import HURRIED
-from polarcredits.polar_values import Product
+from polarcredits.polar_values import CheckoutRow, Product
 from polarcredits.server.context import ServerContext
 from polarcredits.server.limits import Gate
 from polarcredits.server.links import Offered, links_of
 
 T = TypeVar("T")
 _LONGEST_ADDRESS = 254
+_INVALID = 422
 
 
 class EmailNeeded(InvalidInput):
@@ -82,15 +84,20 @@ class Shop:
             success_url=success_page(self.settings),
             return_url=pricing if offered.user is None else None,
         )
-        opened = await self.ask(
-            lambda polar: open_checkout(
-                polar,
-                offer,
-                user=offered.user,
-                contact=lambda: self._contact(offered.user, email),
-                wishes=wishes,
+        contact = partial(self._contact, offered.user, email)
+        customers = partial(linked_customers, self.ledger, offered.user or "")
+
+        def work(polar: PolarApi) -> CheckoutRow:
+            return open_checkout(
+                polar, offer, user=offered.user, contact=contact, wishes=wishes, customers=customers
             )
-        )
+
+        try:
+            opened = await self.ask(work)
+        except PolarRefused as refusal:
+            if email is not None and refusal.fields.get("status") == _INVALID:
+                raise EmailNeeded("Polar does not take the e-mail address.", user=offered.user) from refusal
+            raise
         return opened.url
 
     def _contact(self, user: str | None, given: str | None) -> Contact:

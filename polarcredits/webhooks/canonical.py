@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def canonical_json(value: object) -> str:
     """Return *value* as ASCII JSON with sorted keys and no spaces; ValueError if it has none."""
-    plain = dict(value) if isinstance(value, Mapping) else value
+    plain = dict(value) if isinstance(value, Mapping) and not isinstance(value, dict) else value
     try:
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return _ENCODER.encode(plain)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except TypeError as error:

@@ -31,7 +31,11 @@ def register(polar: PolarApi, url: str, events: Sequence[str] | None = None) -> 
     else:
         endpoint = polar.repair_endpoint(known.id, sorted({*known.events, *wanted}))
     if endpoint.secret is None:
-        raise PolarUnavailable("Polar did not tell the endpoint's secret. Try again later.")
+        raise PolarUnavailable(
+            f"Polar did not tell the secret of {url}. Copy it from Polar's settings into "
+            "POLAR_WEBHOOK_SECRET.",
+            endpoint=endpoint.id,
+        )
     return endpoint
 
 

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
 from polarcredits.errors import InvalidInput, NotFound
-from polarcredits.ledger.applying import APPLY_FAILURES, Applier, Result, Told, why
+from polarcredits.ledger.applying import APPLY_FAILURES, Applier, Outcome, Told, memo, why
 from polarcredits.ledger.events import EventRow, Wanted, count, find, in_order, newest
-from polarcredits.ledger.facts import observe
+from polarcredits.ledger.facts import Observation, observe
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.webhooks.payloads import read_facts, usable_time
 from polarcredits.webhooks.reading import BarePayload, Broken, Element
 from polarcredits.webhooks.signature import Delivery, SignatureRefused, verify
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one element."""
-
-    id: str | None
-    type: str | None
-    status: str
-    """`applied`, `ignored`, `failed` or `refused`."""
-    duplicate: bool = False
-    user: str | None = None
-    error: str | None = None
-
+__all__ = ["BATCH", "Inbox", "Outcome", "batches"]
 
 T = TypeVar("T")
-BATCH = 250
+BATCH = 500
 """How many events are taken in one transaction where there are many."""
 
 
@@ -115,8 +103,8 @@ class Inbox:
         One that cannot be applied is kept as failed and undoes no other. Raises DatabaseError or
         ConfigError for all of them: then none was stored.
         """
-        told = [_read(_event(delivery, now), delivery.payload) for delivery in deliveries]
-        return [_outcome(result) for result in self._applier.take(told, now=now)]
+        told = [_new(delivery, now) for delivery in deliveries]
+        return self._applier.take(told, now=now)
 
     def known(self, id: str) -> Outcome | None:
         """Return what became of an event that is stored, as a duplicate."""
@@ -129,14 +117,14 @@ class Inbox:
 
     def again_many(self, rows: Sequence[EventRow], *, now: datetime) -> Sequence[Outcome]:
         """Apply stored events once more, in one transaction. Raises as `take_many` does."""
-        return [_outcome(result) for result in self._applier.again(list(map(_reread, rows)), now=now)]
+        return self._applier.again(rows, _stored, now=now)
 
     def retry_due(self, *, now: datetime, most: int = 100) -> Sequence[Outcome]:
         """Apply failed events whose time has come, in one transaction (docs/rules.md §8.4).
 
         Raises as `take_many` does; then all of them stay as they were.
         """
-        return [_outcome(result) for result in self._applier.due_again(_reread, now=now, most=most)]
+        return self._applier.due_again(_stored, now=now, most=most)
 
     def stored(self, id: str) -> EventRow:
         """Return a stored event, or raise NotFound."""
@@ -158,45 +146,39 @@ class Inbox:
         return in_order(self._ledger, Wanted(**wanted), BATCH)
 
 
-def _event(delivery: Delivery, now: datetime) -> EventRow:
-    return EventRow(
+def _new(delivery: Delivery, now: datetime) -> Told:
+    told, status, error = _read(delivery.type, delivery.timestamp, delivery.payload)
+    event = EventRow(
         id=delivery.id,
         type=delivery.type,
-        status="applied",
+        status=status,
         attempts=1,
-        error=None,
+        error=error,
         user=None,
         occurred_at=delivery.timestamp,
         received_at=now,
         raw=delivery.raw,
+        told=memo(told),
     )
+    return Told(event, told)
 
 
-def _reread(row: EventRow) -> Told:
-    attempt = replace(row, attempts=row.attempts + 1, error=None, next_attempt_at=None)
-    return replace(_read(attempt, row.payload), before=row.status)
+def _stored(row: EventRow) -> Told:
+    told, status, error = _read(row.type, row.occurred_at, row.payload)
+    return Told(replace(row, status=status, error=error, told=memo(told)), told, row.status)
 
 
-def _read(event: EventRow, payload: dict[str, Any]) -> Told:
-    """Read what an event tells; one that cannot be read has failed."""
+def _read(
+    type: str | None, as_of: datetime | None, payload: dict[str, Any]
+) -> tuple[Sequence[Observation], str, str | None]:
+    """Read what an event tells, the status that it has then, and why it cannot be read."""
     try:
-        if event.type is None or event.occurred_at is None:
+        if type is None or as_of is None:
             raise InvalidInput("the event has no usable type or timestamp")
-        told = [observe(fact) for fact in read_facts(event.type, payload.get("data"), event.occurred_at)]
+        told = [observe(fact) for fact in read_facts(type, payload.get("data"), as_of)]
     except APPLY_FAILURES as error:
-        return Told(replace(event, status="failed", error=why(error)))
-    return Told(replace(event, status="applied" if told else "ignored"), told)
-
-
-def _outcome(result: Result) -> Outcome:
-    return Outcome(
-        id=result.id,
-        type=result.type,
-        status=result.status,
-        duplicate=result.duplicate,
-        user=result.user,
-        error=result.error,
-    )
+        return (), "failed", why(error)
+    return told, "applied" if told else "ignored", None
 
 
 def _refused(message: str, headers: dict[str, str] | None = None) -> Outcome:

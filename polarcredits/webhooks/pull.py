@@ -49,6 +49,10 @@ def _take(inbox: Inbox, logged_one: LoggedDelivery, now: datetime) -> Outcome:
         return _refused(logged_one, f"its payload is no JSON: {error}")
     if not isinstance(payload, dict) or not {"type", "timestamp", "data"} <= payload.keys():
         return _refused(logged_one, "its payload is no event with type, timestamp and data")
+    if logged_one.type not in (None, payload["type"]):
+        return _refused(
+            logged_one, f"the log calls it {logged_one.type}, its payload says {payload['type']!r}"
+        )
     return inbox.take(
         Delivery(
             id=logged_one.event_id,
@@ -70,11 +74,13 @@ def _refused(logged_one: LoggedDelivery, why: str) -> Outcome:
 def written(deliveries: Iterable[LoggedDelivery]) -> Iterator[str]:
     """Write deliveries as lines of text."""
     for each in deliveries:
-        yield json.dumps([each.event_id, each.payload])
+        yield json.dumps([each.event_id, each.type, each.payload])
 
 
 def read(lines: Iterable[str]) -> Iterator[LoggedDelivery]:
     """Read what `written` wrote."""
     for line in lines:
-        id, payload = json.loads(line)
-        yield LoggedDelivery(event_id=id, payload=payload, succeeded=False, at=None, http_code=None)
+        id, type, payload = json.loads(line)
+        yield LoggedDelivery(
+            event_id=id, type=type, payload=payload, succeeded=False, at=None, http_code=None
+        )

@@ -14,11 +14,16 @@ from polarcredits.webhooks.inbox import Outcome
 from polarcredits.webhooks.signature import sign
 
 ATTEMPTS = 4
+_HOPELESS = 3
+"""Events in a row that never reached the server; the rest is not tried then."""
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 
 class Sender:
-    """Posts events to one address; a server that is away or answers 5xx is asked again."""
+    """Posts events to one address; a server that is away or answers 5xx is asked again.
+
+    One that cannot be reached for some events in a row is not asked for the others.
+    """
 
     def __init__(self, url: str, secret: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
         if not url.startswith(("http://", "https://")):
@@ -27,6 +32,7 @@ class Sender:
         self._secret = secret
         self._sleep = sleep
         self._client = httpx.Client(timeout=_TIMEOUT)
+        self._unreached = 0
 
     def __enter__(self) -> Sender:
         return self
@@ -41,6 +47,9 @@ class Sender:
 
     def send(self, raw: bytes, *, id: str, type: str | None) -> Outcome:
         """Send one event, and tell what the server said of it."""
+        if self._unreached >= _HOPELESS:
+            return Outcome(id=id, type=type, status="failed", error="not sent: the server cannot be reached")
+        self._unreached += 1
         failure = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -52,6 +61,7 @@ class Sender:
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 failure = f"{error.__class__.__name__}: {error}"
                 continue
+            self._unreached = 0
             if response.is_success:
                 status, duplicate = _said(response)
                 return Outcome(id=id, type=type, status=status, duplicate=duplicate)

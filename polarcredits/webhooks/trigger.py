@@ -13,7 +13,8 @@ from typing import Any
 
 from polarcredits.errors import ConfigError, InvalidInput
 from polarcredits.periods import format_time, parse_time
-from polarcredits.plans import Catalog
+from polarcredits.plans import Catalog, Plan
+from polarcredits.valuation import DAYS
 from polarcredits.webhooks.fixtures import Payload, Story
 
 _TRIAL = timedelta(days=7)
@@ -61,8 +62,9 @@ _CHANGES: Mapping[str, Callable[[Story, datetime], list[Payload]]] = {
     "refund": lambda story, now: story.refund(at=now),
     "customer-deleted": lambda story, now: story.customer_deleted(now),
 }
+_MOVES = ("upgrade", "downgrade")
 _PURCHASES = ("purchase", "trial", "pack")
-SEQUENCES = (*_PURCHASES, *_CHANGES)
+SEQUENCES = (*_PURCHASES, *_CHANGES, *_MOVES)
 """What can be triggered."""
 
 
@@ -85,11 +87,41 @@ def tell(
     story = _so_far(known, user, now)
     if name == "pack":
         return story.pack(_pack_product(catalog), now)
+    if name in _MOVES:
+        return _move(story, catalog, plan, now, up=name == "upgrade")
     product = _plan_product(catalog, plan)
     if name in ("purchase", "trial"):
         return story.purchase(product, now, trial=_TRIAL if name == "trial" else None)
     before = [] if story.subscription else story.purchase(product, now - _BEFORE)
     return before + _CHANGES[name](story, now)
+
+
+def _move(story: Story, catalog: Catalog, to: str | None, now: datetime, *, up: bool) -> list[Payload]:
+    """Change to plan *to*, else to the next greater or lesser one; a greater one is charged for at once."""
+    sold = sorted((each for each in catalog.plans if each.product_ids), key=_daily)
+    ranks = {id: rank for rank, each in enumerate(sold) for id in each.product_ids}
+    wanted = next((rank for rank, each in enumerate(sold) if each.name == to), None)
+    if to is not None and wanted is None:
+        _plan_product(catalog, to)
+    step = 1 if up else -1
+    if story.subscription:
+        held = ranks.get(story.subscription["product_id"], -1)
+    else:
+        held = (0 if up else len(sold) - 1) if wanted is None else wanted - step
+    target = held + step if wanted is None else wanted
+    if not (held in range(len(sold)) and target in range(len(sold)) and (target - held) * step > 0):
+        raise ConfigError(
+            f"There is no {'greater' if up else 'lesser'} plan to change to: set product_ids of two plans "
+            "under [plans.NAME] in polarcredits.toml.",
+            setting="plans",
+        )
+    before = [] if story.subscription else story.purchase(sold[held].product_ids[0], now - _BEFORE)
+    changed = story.plan_change(sold[target].product_ids[0], now, charge=1000 if up else None)
+    return before + changed
+
+
+def _daily(plan: Plan) -> float:
+    return plan.credits / DAYS.get(plan.interval, 36_500)
 
 
 def _so_far(known: Iterable[Payload], user: str, now: datetime) -> Story:

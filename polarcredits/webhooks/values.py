@@ -19,6 +19,8 @@ def usable_id(value: object) -> str | None:
     """Return *value* if it can be an id: 1 to 255 characters, no outer blanks, no controls."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or value != value.strip():
         return None
+    if value.isprintable():
+        return value
     return None if any(_is_control(character) for character in value) else value
 
 
@@ -41,12 +43,12 @@ def usable_time(value: object) -> datetime | None:
 
 def as_object(value: object) -> Mapping[str, Any]:
     """Return *value* if it is an object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, (dict, Mapping)) else {}
 
 
 def as_objects(value: object) -> list[Mapping[str, Any]]:
     """Return the objects in the list *value*."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, (dict, Mapping))] if isinstance(value, list) else []
 
 
 def as_cents(value: object) -> int | None:
@@ -71,7 +73,9 @@ def as_text(value: object) -> str | None:
     """Return *value* on one line if it is a name or an address that can be stored and shown."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
         return None
-    return "".join(" " if _is_control(c) else c for c in value).strip() or None
+    if not value.isprintable():
+        value = "".join(" " if _is_control(c) else c for c in value)
+    return value.strip() or None
 
 
 def _is_control(character: str) -> bool:

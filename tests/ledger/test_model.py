@@ -23,6 +23,7 @@ from polarcredits.ledger import schema
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.refill import refill
+from tests.ledger.fronts import Awaited, Crowded
 from tests.ledger.worlds import catalog, play
 
 START = datetime(2027, 4, 1, tzinfo=UTC)
@@ -89,11 +90,12 @@ class Lives(RuleBasedStateMachine):
     """One user's life, in the ledger and in the model at once."""
 
     url = ""
+    front: type[Ledger] = Ledger
 
     @initialize()
     def begin(self) -> None:
         """Open an empty ledger."""
-        self.ledger = Ledger(self.url, catalog(), actor="test")
+        self.ledger = self.front(self.url, catalog(), actor="test")
         self.user = f"user-{datetime.now(UTC).timestamp()}"
         self.ledger.grant(self.user, 1, create=True, at=START)
         self.model = Model(purses=[Purse(1000, FOREVER, (3, 0)), Purse(1, FOREVER, (4, 1))])
@@ -209,16 +211,18 @@ class Lives(RuleBasedStateMachine):
         assert verify(self.ledger, user=self.user).problems == []
 
 
-def test_sqlite_agrees_with_the_model() -> None:
-    """Random grants, spends, holds, reversals and expiries on SQLite."""
+@pytest.mark.parametrize(("front", "lives"), [(Ledger, 40), (Crowded, 40), (Awaited, 15)])
+def test_sqlite_agrees_with_the_model(front: type[Ledger], lives: int) -> None:
+    """Random grants, spends, holds, reversals and expiries on SQLite, behind each front."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'model.db'}"
         schema.make_if_absent(url)
-        play(Lives, url, 60)
+        play(type("Behind", (Lives,), {"front": front}), url, lives)
 
 
-def test_postgresql_agrees_with_the_model(postgres: str) -> None:
+@pytest.mark.parametrize("front", [Ledger, Crowded])
+def test_postgresql_agrees_with_the_model(postgres: str, front: type[Ledger]) -> None:
     """The same, shorter, on PostgreSQL."""
     from tests.ledger.conftest import copy_of_template
 
-    play(Lives, copy_of_template(postgres), 12)
+    play(type("Behind", (Lives,), {"front": front}), copy_of_template(postgres), 8)

@@ -8,9 +8,10 @@ import pytest
 
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
-from polarcredits.refill import BATCH, RefillReport, refill
+from polarcredits.refill import RefillReport, refill
 from tests.ledger.worlds import at, dump
 
+BATCH = 200
 USERS = 2 * BATCH + 50
 BEGAN = at("04-01")
 DUE = at("04-03")
@@ -39,7 +40,7 @@ def test_an_interrupted_refill_keeps_its_batches_and_goes_on(crowd: Ledger) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        refill(crowd, at=DUE, progress=interrupt)
+        refill(crowd, at=DUE, batch=BATCH, progress=interrupt)
     rest = USERS - BATCH
     assert told(refill(crowd, at=DUE)) == (rest, rest, 7 * rest)
     assert told(refill(crowd, at=DUE)) == (0, 0, 0)
@@ -49,7 +50,7 @@ def test_an_interrupted_refill_keeps_its_batches_and_goes_on(crowd: Ledger) -> N
 def test_progress_counts_every_batch(crowd: Ledger) -> None:
     """A person sees how far it has come, and that it has come to the end."""
     seen: list[tuple[int, int]] = []
-    refill(crowd, at=DUE, progress=lambda done, total: seen.append((done, total)))
+    refill(crowd, at=DUE, batch=BATCH, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(BATCH, USERS), (2 * BATCH, USERS), (USERS, USERS)]
 
 

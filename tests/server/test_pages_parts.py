@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from polarcredits.errors import ConfigError, PolarUnavailable
+from polarcredits.errors import (
+    ConfigError,
+    DatabaseBusy,
+    InvalidInput,
+    PolarCreditsError,
+    PolarRefused,
+    PolarUnavailable,
+    UnknownUser,
+)
 from polarcredits.plans import parse_catalog
 from polarcredits.polar_values import Product
 from polarcredits.server.limits import Gate, Throttle, TooMany
@@ -24,6 +32,7 @@ from polarcredits.server.links import (
 )
 from polarcredits.server.presentation import cards, duration, money, number, signed, when
 from polarcredits.server.prices import FRESH, KEPT, RETRY, Prices
+from polarcredits.server.refusals import Foreign, PageOff, refusal_of
 from polarcredits.settings import Settings, load_settings
 from tests.server.market import KEY, OLD_KEY
 
@@ -286,3 +295,20 @@ def test_a_price_that_is_not_known(fields: dict[str, Any]) -> None:
     card = cards(CATALOG, {"p": product(**fields)}, None)[1]
     assert card.price is None
     assert card.buyable
+
+
+def every_error(kind: type[PolarCreditsError] = PolarCreditsError) -> set[type[PolarCreditsError]]:
+    return {kind}.union(*(every_error(each) for each in kind.__subclasses__()))
+
+
+def test_every_failure_has_a_page() -> None:
+    """A status of its own kind, and words that are none of the error's."""
+    statuses = {kind: refusal_of(kind.__new__(kind, "SECRET")).status for kind in every_error()}
+    assert statuses[LinkExpired] == 410
+    assert statuses[LinkRefused] == statuses[Foreign] == 403
+    assert statuses[UnknownUser] == statuses[PageOff] == 404
+    assert statuses[DatabaseBusy] == statuses[PolarUnavailable] == statuses[ConfigError] == 503
+    assert statuses[PolarRefused] == 502
+    assert statuses[TooMany] == 429
+    assert statuses[InvalidInput] == 422
+    assert statuses[PolarCreditsError] == 500

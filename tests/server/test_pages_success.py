@@ -151,9 +151,10 @@ def test_other_ends(status: str, said: str, waits: bool, shop: Market) -> None:
 
 def test_it_stops(shop: Market) -> None:
     """The page asks ever more slowly, gives up after three minutes, and says what happens then."""
-    checkout = shop.checkout(shop.user(), status="confirmed")
-    pauses = [refreshes(land(shop, checkout, looks)) for looks in (9, 10, 29)]
+    waiting = [shop.checkout(None, status="confirmed") for _ in range(4)]
+    pauses = [refreshes(land(shop, id, looks)) for id, looks in zip(waiting, (9, 10, 29), strict=False)]
     assert [each and each.split(";")[0] for each in pauses] == ["2", "5", "10"]
+    checkout = waiting[3]
     answer = land(shop, checkout, 30)
     assert refreshes(answer) is None
     assert "This takes longer than usual" in text_of(answer)
@@ -207,6 +208,10 @@ def test_polar_is_away(shop: Market) -> None:
     shop.pay(known)
     assert "being confirmed" in text_of(land(shop, unpaid))
     assert "being confirmed" in text_of(land(shop, known))
+    shop.polar.misbehave("403", times=1)
+    answer = land(shop, checkout)
+    assert answer.status_code == 502
+    assert "declined" not in text_of(answer)
     shop.polar.misbehave("500", times=999)
     answer = land(shop, checkout)
     assert answer.status_code == 503

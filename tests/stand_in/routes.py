@@ -130,12 +130,21 @@ def _by_external_id(state: State, ids: list[str], query: Query, body: Document) 
 
 
 def _create_customer(state: State, ids: list[str], query: Query, body: Document) -> Document:
+    if "." not in body["email"].partition("@")[2]:
+        raise Refused(["body", "email"], "The part after the @-sign is not valid.")
     for key in ("email", "external_id"):
         given = str(body.get(key) or "").lower() if key == "email" else body.get(key)
         taken = [(each[key] or "").lower() if key == "email" else each[key] for each in state.all("customer")]
         if given and given in taken:
             raise Refused(["body", key], f"A customer with this {key} already exists.")
     return state.add_customer(body["email"], body.get("external_id"), body.get("name"))
+
+
+def _update_customer(state: State, ids: list[str], query: Query, body: Document) -> Document | None:
+    held = state.find("customer", ids[0])
+    if held is not None:
+        held |= body
+    return held
 
 
 def _create_checkout(state: State, ids: list[str], query: Query, body: Document) -> Document:
@@ -218,6 +227,13 @@ ROUTES = (
         work=_create_customer,
         takes=(inputs.CustomerIndividualCreate,),
         status=201,
+    ),
+    Route(
+        method="PATCH",
+        path=("v1", "customers", "{}"),
+        answers=MODELS["customer"],
+        work=_update_customer,
+        takes=(inputs.CustomerUpdate,),
     ),
     _list("product", outputs.ListResourceProduct, ProductsSync.list, "v1/products/"),
     _get("product", MODELS["product"], "v1/products/{}"),

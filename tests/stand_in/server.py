@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime
@@ -57,6 +58,12 @@ class PolarStandIn:
         self.stopping = threading.Event()
         self.scopes_lacking: set[str] = set()
         """Beginnings of paths that the token may not use, with their method: `POST /v1/checkouts/`."""
+        self.on_request: Callable[[str], object] = lambda target: None
+        """Called with the address of every request, before it is looked at."""
+        self.delay = 0.0
+        """Seconds that each answer takes, after the clock was looked at."""
+        self.dated = True
+        """Whether answers have a Date header."""
         self._misbehaviours: list[Misbehaviour] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -111,6 +118,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 60
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -134,6 +142,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             if shown is not None:
                 self._show(shown)
                 return
+            polar.on_request(self.path)
             rude = polar.next_misbehaviour(self.command, self.path)
             with polar.lock:
                 honest = rude is None or rude.after or rude.kind in _TWISTS
@@ -176,6 +185,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
                 "429": (429, b""),
                 "500": (500, b'{"error": "boom", "detail": "token ' + TOKEN.encode() + b'"}'),
                 "502": (502, b"<html><title>Bad gateway</title></html>"),
+                "504": (504, b"gateway timeout"),
                 "html": (200, b"<html>maintenance</html>"),
                 "garbage": (200, b'{"items": ['),
                 "null": (200, b"null"),
@@ -195,7 +205,10 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
 
         def _send(self, status: int, raw: bytes, rude: Misbehaviour | None) -> None:
-            self.send_response(status)
+            if polar.dated:
+                self.send_response(status)
+            else:
+                self.send_response_only(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(raw)))
             if rude is not None and "retry_after" in rude.detail:
@@ -203,6 +216,7 @@ def _handler(polar: PolarStandIn) -> type[BaseHTTPRequestHandler]:
             if status == 307:
                 self.send_header("location", "https://elsewhere.example/")
             self.end_headers()
+            polar.stopping.wait(polar.delay)
             self.wfile.write(raw)
 
     return Handler

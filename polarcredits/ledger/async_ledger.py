@@ -1,0 +1,175 @@
+"""The ledger for asyncio: the same operations, awaited; many tasks' deductions are committed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+
+from polarcredits.errors import HoldClosed
+from polarcredits.ledger import spending
+from polarcredits.ledger.batching import AsyncGroup
+from polarcredits.ledger.holds import Hold
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.teller import Teller
+from polarcredits.ledger.values import Balance, HoldState, Receipt
+
+
+class AsyncLedger:
+    """Credits of all users of one database, for the tasks of one event loop.
+
+    >>> receipt = await ledger.deduct("alice", operation="render")
+
+    Operations raise as those of `Ledger` do. A task that is cancelled while it waits has either done
+    the whole of its operation or nothing: what had not begun does not begin.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._teller = Teller(ledger.database)
+        self._group = AsyncGroup(self._teller.spend)
+
+    async def __aenter__(self) -> AsyncLedger:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Answer what was accepted, refuse what comes later, and close the database."""
+        await self._group.close()
+        self._teller.close()
+        await asyncio.to_thread(self._ledger.close)
+
+    async def deduct(
+        self,
+        user: str,
+        amount: int | None = None,
+        *,
+        operation: str = "api_call",
+        quantity: int = 1,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Spend credits as `Ledger.deduct` does; returns once it is on disk."""
+        wanted = spending.request(
+            self._ledger,
+            user,
+            amount,
+            operation=operation,
+            quantity=quantity,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            at=at,
+        )
+        spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
+        if spent is not None:
+            return spent.receipt(wanted)
+        return await asyncio.to_thread(self._ledger.deducted, wanted, None)
+
+    async def balance(self, user: str, *, at: datetime | None = None) -> Balance:
+        """Return a user's credits. Raises UnknownUser."""
+        return await asyncio.to_thread(self._ledger.balance, user, at=at)
+
+    async def grant(self, user: str, amount: int, **options: Any) -> Receipt:
+        """Give credits, with the options of `Ledger.grant`."""
+        return await asyncio.to_thread(self._ledger.grant, user, amount, **options)
+
+    async def reverse(
+        self, transaction_id: str, *, reason: str | None = None, at: datetime | None = None
+    ) -> Receipt:
+        """Give the whole of a deduction back, once."""
+        return await asyncio.to_thread(self._ledger.reverse, transaction_id, reason=reason, at=at)
+
+    def hold(
+        self,
+        user: str,
+        amount: int,
+        *,
+        ttl: timedelta = timedelta(minutes=15),
+        operation: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> AsyncHold:
+        """Reserve credits: `async with ledger.hold(…) as hold`, or `hold = await ledger.hold(…)`."""
+        options = {
+            "ttl": ttl,
+            "operation": operation,
+            "metadata": metadata,
+            "idempotency_key": idempotency_key,
+            "at": at,
+        }
+        return AsyncHold(self._ledger, user, amount, options)
+
+    async def capture(
+        self, hold: str, amount: int | None = None, *, at: datetime | None = None
+    ) -> tuple[Receipt, HoldState]:
+        """Deduct *amount* (default all) of the hold with this id and free the rest."""
+        return await asyncio.to_thread(self._ledger.holds.capture, hold, amount, at=at)
+
+    async def release(self, hold: str, *, at: datetime | None = None) -> HoldState:
+        """Free the hold with this id."""
+        return await asyncio.to_thread(self._ledger.holds.release, hold, at=at)
+
+
+class AsyncHold:
+    """A hold that is placed when awaited or entered; leaving the block without a capture releases it.
+
+    Should the task be cancelled while it is being placed, it lapses at the end of its TTL.
+    """
+
+    def __init__(self, ledger: Ledger, user: str, amount: int, options: dict[str, Any]) -> None:
+        self._ledger = ledger
+        self._wanted = (user, amount, options)
+        self._hold: Hold | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncHold]:
+        return self._place().__await__()
+
+    async def _place(self) -> AsyncHold:
+        user, amount, options = self._wanted
+        self._hold = await asyncio.to_thread(self._ledger.hold, user, amount, **options)
+        return self
+
+    async def __aenter__(self) -> AsyncHold:
+        return self if self._hold is not None else await self._place()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._placed.is_open:
+            try:
+                await self.release()
+            except HoldClosed:
+                return
+
+    @property
+    def _placed(self) -> Hold:
+        if self._hold is None:
+            raise RuntimeError("The hold is not placed yet: await it, or enter it with `async with`.")
+        return self._hold
+
+    @property
+    def id(self) -> str:
+        """The hold's id."""
+        return self._placed.id
+
+    @property
+    def state(self) -> HoldState:
+        """The hold as this object last saw it."""
+        return self._placed.state
+
+    async def capture(self, amount: int | None = None) -> Receipt:
+        """Deduct *amount* (default all) of the hold and free the rest. Raises HoldClosed."""
+        return await asyncio.to_thread(self._placed.capture, amount)
+
+    async def release(self) -> HoldState:
+        """Free the whole hold. Raises HoldClosed."""
+        return await asyncio.to_thread(self._placed.release)

@@ -1,0 +1,123 @@
+"""The teller: takes batches of deductions, each in one transaction, on a connection that it keeps.
+
+Nothing of SQLAlchemy but its pool stands between the hot path and the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import exc
+from sqlalchemy.pool import PoolProxiedConnection
+
+from polarcredits.ledger.database import Database, again, failures
+from polarcredits.ledger.hotpath import Spend, Spent, spend
+from polarcredits.ledger.setwise import spend_all
+
+_STALE_SECONDS = 5.0
+
+
+class Teller:
+    """Deducts for one group; never used by two threads at once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept: PoolProxiedConnection | None = None
+        self._cursor: Any = None
+        self._used = 0.0
+        _tellers.add(self)
+
+    def spend(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        """Deduct what can be and commit; None in the place of each miss, of which nothing is written.
+
+        Raises DatabaseBusy or DatabaseError; then nothing of the batch is acknowledged.
+        """
+        return again(lambda: self._once(batch))
+
+    def close(self) -> None:
+        """Close the connection; what it had not committed is undone."""
+        if self._kept is not None:
+            if self._database.sqlite:
+                # A statement that failed half-way would keep the file locked beyond the close.
+                self._kept.rollback()
+            self._kept.invalidate()
+            self._kept = None
+
+    def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        with self._database.turn(), failures():
+            try:
+                if self._kept is None or not self._alive():
+                    self._open()
+                answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
+                self._used = time.monotonic()
+                return answers
+            except self._database.driver_error as error:
+                self.close()
+                raise exc.DBAPIError.instance(
+                    None, None, error, self._database.driver_error, dialect=self._database.engine.dialect
+                ) from error
+            except BaseException:
+                self.close()
+                raise
+
+    def _sqlite(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        cursor = self._cursor
+        cursor.execute("BEGIN IMMEDIATE")
+        if len(batch) == 1:
+            answers = [spend(cursor, batch[0], sqlite=True)]
+        else:
+            answers = spend_all(cursor, batch, sqlite=True)
+        cursor.execute("COMMIT")
+        return answers
+
+    def _postgresql(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        """Take one alone in one round trip; where that misses, its row locked first."""
+        cursor = self._cursor
+        if len(batch) == 1:
+            spent = spend(cursor, batch[0], sqlite=False)
+            if spent is not None or batch[0].key is None:
+                return [spent]
+        cursor.execute("BEGIN")
+        answers = spend_all(cursor, batch, sqlite=False)
+        cursor.execute("COMMIT")
+        return answers
+
+    def _open(self) -> None:
+        self._kept = self._database.engine.raw_connection()
+        driver: Any = self._kept.driver_connection
+        if not self._database.sqlite:
+            driver.autocommit = True
+        self._cursor = driver.cursor()
+        self._used = time.monotonic()
+
+    def _alive(self) -> bool:
+        """Say whether a connection that was idle still answers; a server may have been restarted."""
+        if self._database.sqlite or time.monotonic() - self._used < _STALE_SECONDS:
+            return True
+        try:
+            self._cursor.execute("SELECT 1")
+        except self._database.driver_error:
+            self.close()
+            return False
+        return True
+
+    def forget_the_parent(self) -> None:
+        """Leave the parent's connection alone, in a forked child: neither used nor closed."""
+        _inherited.append((self._kept, self._cursor))
+        self._kept = None
+
+
+_tellers: WeakSet[Teller] = WeakSet()
+_inherited: list[object] = []
+
+
+def _forget_the_parent() -> None:
+    for teller in list(_tellers):
+        teller.forget_the_parent()
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)

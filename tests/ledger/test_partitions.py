@@ -1,0 +1,88 @@
+"""The SQL of docs/scaling.md that cuts the entries into partitions, run on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from polarcredits.errors import AlreadyReversed, KeyReused
+from polarcredits.ledger.database import Database
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import verify
+from polarcredits.ledger.views import history
+from polarcredits.webhooks.fixtures import Story
+from tests.benchmarks.bulk import fill
+from tests.ledger.conftest import copy_of_template
+from tests.ledger.worlds import at, catalog, dump, feed
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
+
+
+@pytest.fixture
+def parted(postgres: str) -> str:
+    """A database with entries, then cut into partitions as the document says; what it held is there."""
+    url = copy_of_template(postgres)
+    database = Database(url)
+    fill(database, users=60, entries=9)
+    database.close()
+    with Ledger(url, catalog()) as ledger:
+        feed(ledger, Story("ann", at=at("04-01")).purchase("pro"))
+        ledger.deduct("ann", 5, idempotency_key="before")
+        ledger.reverse(ledger.deduct("ann", 6).transaction.id)
+        before = dump(ledger)
+        [sql] = [
+            each
+            for each in re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+            if "PARTITION BY" in each
+        ]
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql)
+        assert dump(ledger) == before
+    return url
+
+
+def test_the_program_works_on_partitions(parted: str) -> None:
+    """Deductions, keys, reversals, purchases and the laws are as before."""
+    with Ledger(parted, catalog()) as ledger:
+        assert verify(ledger).problems == []
+        assert ledger.deduct("ann", 5, idempotency_key="before").replayed
+        spent = ledger.deduct("ann", 7, idempotency_key="after")
+        assert ledger.deduct("ann", 7, idempotency_key="after").replayed
+        with pytest.raises(KeyReused):
+            ledger.deduct("ann", 8, idempotency_key="after")
+        ledger.reverse(spent.transaction.id)
+        with pytest.raises(AlreadyReversed):
+            ledger.reverse(spent.transaction.id)
+        feed(ledger, Story("ben", at=at("04-01")).purchase("pro"))
+        assert len(history(ledger, "user-7")) == 9
+        assert verify(ledger).problems == []
+
+
+@pytest.mark.parametrize("table", ["credit_transactions", "credit_transactions_3"])
+@pytest.mark.parametrize("statement", ["UPDATE {} SET amount = 2", "DELETE FROM {}", "TRUNCATE {}"])
+def test_partitions_are_guarded(parted: str, table: str, statement: str) -> None:
+    """The whole and each part refuse what the table refused; nothing moves."""
+    with Ledger(parted, catalog()) as ledger:
+        before = dump(ledger)
+        with (
+            psycopg.connect(parted, autocommit=True) as connection,
+            pytest.raises(psycopg.errors.RaiseException, match="append-only"),
+        ):
+            connection.execute(statement.format(table))
+        assert dump(ledger) == before
+
+
+def test_one_users_entries_are_looked_for_in_one_partition(parted: str) -> None:
+    """What leads with the account is pruned."""
+    with psycopg.connect(parted) as connection:
+        plan = "\n".join(
+            row[0]
+            for row in connection.execute(
+                "EXPLAIN SELECT * FROM credit_transactions WHERE account_id = 7"
+                " ORDER BY sequence DESC LIMIT 50"
+            )
+        )
+    assert len(set(re.findall(r"on (credit_transactions_\d+)", plan))) == 1, plan
