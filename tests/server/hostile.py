@@ -9,6 +9,7 @@ its memory grew, and whether anything that is no verified event was stored.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 import sys
@@ -96,7 +97,7 @@ def _structure(luck: random.Random, id: str, raw: bytes) -> Hostile:
         if luck.random() < 0.3:
             del holder[key]
         else:
-            holder[key] = luck.choice(VALUES)
+            holder[key] = copy.deepcopy(luck.choice(VALUES))
     sending = Sending(id=id, raw=json.dumps(payload).encode())
     return Hostile(data=request(sending.raw, sending.headers()), id=id, verified=True)
 
