@@ -25,7 +25,6 @@ def serve_webhooks(
     ] = None,
 ) -> None:
     """Receive Polar's webhooks. Example: polarcredits serve-webhooks --port 8787 --workers 2"""
-    from polarcredits.server.links import what_is_off
     from polarcredits.server.serve import Serving, serve
 
     def listening(address: str) -> None:
@@ -41,9 +40,6 @@ def serve_webhooks(
         allow_triggered=allow_triggered,
         trusted_proxies=trusted_proxies,
     )
-    settings = context.settings()
-    for each in what_is_off(settings):
-        hint(each)
-    code = serve(settings, how, listening=listening)
+    code = serve(context.settings(), how, listening=listening)
     if code:
         raise typer.Exit(code)

@@ -17,6 +17,7 @@ from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.server.app import make_app
 from polarcredits.server.context import ServerContext
+from polarcredits.server.links import what_is_off
 from polarcredits.server.log import JsonLog, catch_library_logs
 from polarcredits.server.metrics import Metrics
 from polarcredits.server.protocol import HEAD_BYTES, KEEP_ALIVE_SECONDS, MOST_CONNECTIONS, BoundedProtocol
@@ -96,6 +97,8 @@ def run_worker(
         )
     )
     log.write("worker_started")
+    for each in what_is_off(settings):
+        log.write("switched_off", message=each)
     try:
         asyncio.run(_serve(server, listening, parent))
     finally:
