@@ -93,7 +93,10 @@ def _structure(luck: random.Random, id: str, raw: bytes) -> Hostile:
     """The JSON says something else, and is well signed."""
     payload = json.loads(raw)
     for _ in range(luck.randint(1, 6)):
-        holder, key = luck.choice(list(_places(payload)))
+        places = list(_places(payload))
+        if not places:
+            break
+        holder, key = luck.choice(places)
         if luck.random() < 0.3:
             del holder[key]
         else:
