@@ -36,9 +36,7 @@ APPLY_FAILURES = (
     exc.DataError,
 )
 _STORED = select(t.events.c.id, t.events.c.type, t.events.c.status, t.events.c.user_id, t.events.c.error)
-_BY_ID = t.events.c.id.in_(bindparam("ids", expanding=True))
-_KNOWN = _STORED.where(_BY_ID)
-_TRIED = update(t.events).where(_BY_ID).values(attempts=t.events.c.attempts + 1)
+_KNOWN = _STORED.where(t.events.c.id.in_(bindparam("ids", expanding=True)))
 _TOLD = (
     update(t.events)
     .where(t.events.c.id == bindparam("event"))
@@ -96,6 +94,13 @@ def _remembered(row: EventRow) -> list[Stored] | None:
     return [tuple(one) for one in told] if edition == READER else None
 
 
+def _telling(connection: Connection, rows: Sequence[EventRow], read: Read) -> list[Told]:
+    """Return those of some events that tell anything unknown, or have to be read to know it."""
+    remembered = {row.id: _remembered(row) for row in rows}
+    missing = unknown(connection, [one for told in remembered.values() for one in told or ()])
+    return [read(row) for row in rows if (told := remembered[row.id]) is None or not missing.isdisjoint(told)]
+
+
 class Applier:
     """Stores and applies events in a ledger's database."""
 
@@ -130,42 +135,28 @@ class Applier:
         return self._ledger.in_transaction(work)
 
     def again(self, rows: Sequence[EventRow], read: Read, *, now: datetime) -> list[Outcome]:
-        """Apply stored events once more: one that tells nothing new changes nothing but its attempts."""
-        return self._ledger.in_transaction(lambda connection: self._again(connection, rows, read, now))
+        """Apply stored events once more: where none tells anything new, nothing is written."""
+        news = self._ledger.reading(lambda connection: _telling(connection, rows, read))
+        if not news:
+            return [_outcome(row) for row in rows]
+        return self._ledger.in_transaction(lambda connection: self._again(connection, rows, news, now))
 
     def due_again(self, read: Read, *, now: datetime, most: int) -> list[Outcome]:
         """Apply the failed events whose time has come."""
 
         def work(connection: Connection) -> list[Outcome]:
-            return self._again(connection, due(connection, now, most), read, now)
+            rows = due(connection, now, most)
+            return self._again(connection, rows, [read(row) for row in rows], now)
 
         return self._ledger.in_transaction(work)
 
     def _again(
-        self, connection: Connection, rows: Sequence[EventRow], read: Read, now: datetime
+        self, connection: Connection, rows: Sequence[EventRow], news: Sequence[Told], now: datetime
     ) -> list[Outcome]:
-        remembered = {row.id: _remembered(row) for row in rows}
-        told = {row.id: read(row) for row in rows if remembered[row.id] is None}
-        for id, each in told.items():
-            remembered[id] = [one.stored for one in each.told]
-        missing = unknown(connection, [one for marks in remembered.values() for one in marks or ()])
-        rest: list[Told] = []
-        for row in rows:
-            if missing and not missing.isdisjoint(remembered[row.id] or ()):
-                rest.append(told.get(row.id) or read(row))
-            elif row.id in told:
-                rest.append(told[row.id])
-        quiet = [row.id for row in rows]
-        if rest:
-            read_again = {each.event.id for each in rest}
-            quiet = [id for id in quiet if id not in read_again]
-        if quiet:
-            connection.execute(_TRIED, {"ids": quiet})
-        done = {event.id: event for event in self._apply(connection, rest, now)}
+        done = {event.id: event for event in self._apply(connection, news, now)}
         if done:
             connection.execute(_TOLD, [_changes(event) for event in done.values()])
-        results = {row.id: _outcome(done.get(row.id, row)) for row in rows}
-        return [results[row.id] for row in rows]
+        return [_outcome(done.get(row.id, row)) for row in rows]
 
     def _apply(self, connection: Connection, events: Sequence[Told], now: datetime) -> list[EventRow]:
         """Apply events, in halves where one of them cannot be; return them as they then are."""

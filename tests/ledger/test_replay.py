@@ -19,8 +19,8 @@ from tests.ledger.worlds import at
 from tests.webhooks.recordings import FILES, SECRET, recorded
 
 
-def test_a_replay_of_everything_writes_nothing_but_attempts(ledger: Ledger) -> None:
-    """In pages, in the order they came; what was lost of the facts comes back, with its credits."""
+def test_a_replay_of_everything_writes_nothing(ledger: Ledger) -> None:
+    """In pages, in the order they came; not even the events' rows."""
     inbox = open_inbox(ledger)
     told = [event for n in range(3) for event in Story(f"u{n}", at=at("04-01")).purchase("pro")]
     inbox.take_many(signed(told[:15]), now=NOW)
@@ -32,10 +32,7 @@ def test_a_replay_of_everything_writes_nothing_but_attempts(ledger: Ledger) -> N
     for page in pages:
         outcomes = inbox.again_many(page, now=NOW + timedelta(hours=2))
         assert [(o.id, o.status, o.user) for o in outcomes] == [(r.id, r.status, r.user) for r in page]
-    after = history(ledger)
-    assert after.pop("webhook_events") != before.pop("webhook_events")
-    assert after == before
-    assert {row.attempts for row in inbox.list(limit=None)} == {2}
+    assert history(ledger) == before
 
 
 def test_a_page_is_read_when_it_is_asked_for(ledger: Ledger) -> None:
