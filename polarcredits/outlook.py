@@ -2,24 +2,21 @@
 
 Almost everybody who is due needs the same two entries: the old allowance expires, the next begins.
 Reading all facts again to find that out is what makes a refill slow. So whoever writes an account
-also writes down its outlook, and `step` takes what is due from that. An outlook is either exactly
-what reconcile would do or there is none; `step` leaves to reconcile whatever it cannot take.
+also writes down its outlook, and `steps` takes what is due from that. An outlook is either exactly
+what reconcile would do or there is none.
 
 Pure: nothing is read or written. Times are microseconds since 1970.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from operator import itemgetter
-from typing import NamedTuple
 
 from polarcredits.credits import Book
 from polarcredits.entitlements import AccountFacts, Entitlements
-from polarcredits.lots import SOURCE_ORDER, Lot
+from polarcredits.lots import Lot
 from polarcredits.periods import FOREVER, to_micros
 from polarcredits.terms import Desired
 
@@ -27,10 +24,11 @@ LONGEST_RUN = 32
 """The most allowances that one outlook foresees; reconcile foresees the next ones then."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
     """Allowances of one billing period that follow each other and differ in nothing but their time."""
 
-    bounds: Sequence[int]
+    bounds: tuple[int, ...]
     """Where each begins, then where the last one ends."""
     prefix: str
     """Their natural keys without the index."""
@@ -43,7 +41,8 @@ class Run(NamedTuple):
     subscription_id: str
 
 
-class Outlook(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
     """What befalls an account before `until`: grants expire, and those of `run` begin."""
 
     until: int
@@ -143,174 +142,3 @@ def _described(run: Sequence[Desired]) -> Run:
         clawback=first.clawback,
         subscription_id=first.cause_id,
     )
-
-
-class Standing(NamedTuple):
-    """What an account's balance row says."""
-
-    account: int
-    balance: int
-    sequence: int
-    unsettled: int
-    settled_sequence: int
-    next_due_at: int
-    last_occurred_at: int
-
-
-class Stake(NamedTuple):
-    """A grant that has not expired, as far as a step needs it."""
-
-    id: int
-    source: str
-    key: str
-    used: int
-    remaining: int
-    effective_at: int
-    expires_at: int | None
-    account: int
-
-
-class Entry(NamedTuple):
-    """An entry of the ledger. `grant` is an id, or ~n for the n-th of `Steps.begun`."""
-
-    account: int
-    sequence: int
-    type: str
-    amount: int
-    balance_after: int
-    grant: int
-    occurred_at: int
-
-
-class Begun(NamedTuple):
-    """A grant that has begun."""
-
-    account: int
-    run: Run
-    number: int
-    remaining: int
-    effective_at: int
-    expires_at: int
-    expired: int
-    period_end: int
-
-
-class Draw(NamedTuple):
-    """What a grant paid of the spending since the account was last settled."""
-
-    account: int
-    first_sequence: int
-    position: int
-    last_sequence: int
-    grant: int
-    credits: int
-    balance_from: int
-    balance_to: int
-
-
-class Changed(NamedTuple):
-    """A grant that was drawn on or has expired."""
-
-    id: int
-    used: int
-    remaining: int
-    expired: int
-
-
-@dataclass(slots=True)
-class Steps:
-    """What is to be written for many accounts, and the sums of it."""
-
-    entries: list[Entry] = field(default_factory=list)
-    begun: list[Begun] = field(default_factory=list)
-    changed: list[Changed] = field(default_factory=list)
-    draws: list[Draw] = field(default_factory=list)
-    standings: list[Standing] = field(default_factory=list)
-    expired: int = 0
-    credits_granted: int = 0
-    credits_expired: int = 0
-
-
-_posting_order = itemgetter(0, 1, 2)
-
-
-def step(standing: Standing, outlook: Outlook, stakes: Sequence[Stake], now: int, steps: Steps) -> bool:
-    """Add to *steps* what makes an account true at *now*; False, and nothing added, if it is not plain.
-
-    *stakes* are all its grants that have not expired, by id. Everything from `next_due_at` on is
-    still to be done and everything before it is done, so an outlook stays true when it was followed,
-    and nothing is dated before an entry that is there: those are older than `next_due_at`.
-    """
-    account, balance, sequence, unsettled, settled, due, last = standing
-    if now >= outlook.until:
-        return False
-    drawn = _drawn(stakes, unsettled) if unsettled else {}
-    if drawn is None:
-        return False
-    position, before = 0, balance + unsettled
-    for id, credits in drawn.items():
-        steps.draws.append(
-            Draw(account, settled + 1, position, sequence, id, credits, before, before - credits)
-        )
-        position, before = position + 1, before - credits
-    following = outlook.until
-    postings: list[tuple[int, int, int, str, int, int]] = []
-    for stake in stakes:
-        taken = drawn.get(stake.id, 0)
-        left, expires = stake.remaining - taken, stake.expires_at
-        if expires is not None and expires <= now:
-            if left:
-                postings.append((expires, 1, stake.effective_at, "expire", -left, stake.id))
-            steps.changed.append(Changed(stake.id, stake.used + taken, 0, 1))
-            continue
-        if taken:
-            steps.changed.append(Changed(stake.id, stake.used + taken, left, 0))
-        if expires is not None and expires < following:
-            following = expires
-    run = outlook.run
-    if run is not None:
-        bounds, many = run.bounds, len(run.bounds) - 1
-        begun = bisect_right(bounds, now, 0, many)
-        for number in range(bisect_left(bounds, due, 0, many), begun):
-            start, end = bounds[number], bounds[number + 1]
-            expires = end if number + 1 < many else run.expires_at
-            over, grant = expires <= now, ~len(steps.begun)
-            postings.append((start, 0, start, "grant", run.credits, grant))
-            if over:
-                postings.append((expires, 1, start, "expire", -run.credits, grant))
-            elif expires < following:
-                following = expires
-            left = 0 if over else run.credits
-            index = run.first_index + number
-            steps.begun.append(Begun(account, run, index, left, start, expires, int(over), end))
-        if begun < many and bounds[begun] < following:
-            following = bounds[begun]
-    postings.sort(key=_posting_order)
-    for time, _, _, kind, amount, grant in postings:
-        sequence += 1
-        balance += amount
-        last = time
-        steps.entries.append(Entry(account, sequence, kind, amount, balance, grant, time))
-        if amount > 0:
-            steps.credits_granted += amount
-        else:
-            steps.expired += 1
-            steps.credits_expired -= amount
-    steps.standings.append(Standing(account, balance, sequence, 0, sequence, following, last))
-    return True
-
-
-def _drawn(stakes: Iterable[Stake], credits: int) -> dict[int, int] | None:
-    """Spread *credits* in spending order (`lots.spread`); None if the grants do not hold as many."""
-    drawn: dict[int, int] = {}
-    for stake in sorted(stakes, key=_spending_order):
-        take = min(credits, stake.remaining)
-        if take > 0:
-            drawn[stake.id] = take
-            credits -= take
-    return None if credits else drawn
-
-
-def _spending_order(stake: Stake) -> tuple[int, int, int, str]:
-    expires = FOREVER if stake.expires_at is None else stake.expires_at
-    return (expires, SOURCE_ORDER[stake.source], stake.effective_at, stake.key)

@@ -16,9 +16,9 @@ from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
 from polarcredits.ledger.stepping import lock_standings, take_steps
-from polarcredits.outlook import Steps
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog
+from polarcredits.steps import Steps
 
 UNSETTLED = (PolarCreditsError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a damaged account raises; its own failure must not stop the others."""
@@ -104,10 +104,10 @@ def settle_batch(
         standings = lock_standings(connection, accounts)
         u = t.unknown_products.c
         between = _named(ledger.catalog).where(u.account_id.between(accounts[0], accounts[-1]))
-        named = set(connection.execute(between).scalars()).intersection(each.account for each in standings)
+        named = set(connection.execute(between).scalars()).intersection(each[0] for each in standings)
         now, batch = to_micros(call.now), Batch()
-        due = [each for each in standings if each.next_due_at <= now and each.account not in named]
-        slow = [each.account for each in due]
+        due = [each for each in standings if each[5] <= now and each[0] not in named]
+        slow = [each[0] for each in due]
         if due and not apart:
             steps, slow = take_steps(connection, ledger.catalog, due, call)
             _count(batch, steps)
