@@ -2,8 +2,10 @@
 
 An fsync costs the same for one request or a thousand. A group hands whatever has gathered to its
 *work*, which does all of it in one database transaction and returns one answer a request, in their
-order, only after the commit. There is no timer: a caller who finds nobody at work starts at once,
-alone if it is alone, and who arrives meanwhile goes with the next batch.
+order, only after the commit. A caller who finds nobody at work starts at once, alone if it is alone,
+and who arrives meanwhile goes with the next batch. Only after a batch of several is the next one not
+taken before those who were answered had a moment to ask again: else the first of them to come back
+would have a commit for itself each time, while all the others wait for it.
 
 - Each caller gets its own answer, or its own error: an Exception that *work* returns in the place
   of an answer is raised to that caller and to nobody else.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +39,8 @@ Work = Callable[[Sequence[Q]], Sequence[A | Exception]]
 BUSY_SECONDS = 10.0
 MOST = 1_000
 WAITING = 10_000
+_PAUSES = 20
+_PAUSE_SECONDS = 0.0001
 
 
 class _Ticket(Generic[Q, A]):
@@ -54,7 +59,8 @@ class Group(Generic[Q, A]):
     """Answers the requests of many threads together; safe to share between all of them.
 
     The first caller leads: it runs *work* in its own thread, at once. Who comes meanwhile waits,
-    and the first of those leads the next batch. No thread is ever started.
+    and the first of those leads the next batch. After a batch of several, its successor waits at most
+    two milliseconds, and only as long as more callers come. No thread is ever started.
 
     *most* is the size of a batch, *waiting* how many may queue, *patience* how many seconds a caller
     waits for room in a full queue.
@@ -82,6 +88,7 @@ class Group(Generic[Q, A]):
         self._queue: deque[_Ticket[Q, A]] = deque()
         self._led = False
         self._crowded = False
+        self._answered = 0
 
     def ask(self, request: Q) -> A:
         """Return the answer to *request*, once its batch is committed.
@@ -102,6 +109,7 @@ class Group(Generic[Q, A]):
         if ticket.gate is not None:
             leads = self._wait(ticket, ticket.gate)
         if leads:
+            self._gather()
             self._lead()
         if isinstance(ticket.answer, Exception):
             raise ticket.answer
@@ -141,6 +149,16 @@ class Group(Generic[Q, A]):
                 if ticket.leads:
                     self._appoint()
 
+    def _gather(self) -> None:
+        """Let those who were just answered ask again, as long as more of them come."""
+        for _ in range(_PAUSES):
+            before = len(self._queue)
+            if before >= self._answered:
+                return
+            time.sleep(_PAUSE_SECONDS)
+            if len(self._queue) == before:
+                return
+
     def _lead(self) -> None:
         """Work for everybody who waits, answer them, and let the next of the queue lead."""
         with self._lock:
@@ -162,6 +180,7 @@ class Group(Generic[Q, A]):
                 if ticket.gate is not None and not ticket.leads:
                     ticket.gate.release()
             with self._lock:
+                self._answered = len(batch)
                 self._appoint()
 
     def _appoint(self) -> None:

@@ -211,7 +211,7 @@ class Lives(RuleBasedStateMachine):
         assert verify(self.ledger, user=self.user).problems == []
 
 
-@pytest.mark.parametrize(("front", "lives"), [(Ledger, 40), (Crowded, 40), (Awaited, 15)])
+@pytest.mark.parametrize(("front", "lives"), [(Ledger, 30), (Crowded, 30), (Awaited, 8)])
 def test_sqlite_agrees_with_the_model(front: type[Ledger], lives: int) -> None:
     """Random grants, spends, holds, reversals and expiries on SQLite, behind each front."""
     with tempfile.TemporaryDirectory() as folder:
@@ -225,4 +225,4 @@ def test_postgresql_agrees_with_the_model(postgres: str, front: type[Ledger]) ->
     """The same, shorter, on PostgreSQL."""
     from tests.ledger.conftest import copy_of_template
 
-    play(type("Behind", (Lives,), {"front": front}), copy_of_template(postgres), 8)
+    play(type("Behind", (Lives,), {"front": front}), copy_of_template(postgres), 6)

@@ -26,7 +26,7 @@ from polarcredits.errors import (
     PolarCreditsError,
     UnknownUser,
 )
-from polarcredits.ledger import schema
+from polarcredits.ledger import schema, spending
 from polarcredits.ledger.async_ledger import AsyncLedger
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.values import Receipt
@@ -79,6 +79,8 @@ def test_a_batch_is_decided_in_order_as_if_one_after_the_other(ledger: Ledger) -
         lambda: ledger.deduct("ann", 600, idempotency_key="a"),
         lambda: ledger.deduct("ann", 601, idempotency_key="a"),
         lambda: ledger.deduct("ann", 100),
+        lambda: ledger.deduct("zoe", 3, idempotency_key="z"),
+        lambda: ledger.deduct("zoe", 3, idempotency_key="z"),
     ]
     asked = gathered(ledger, calls)
     assert [outcome(call) for call in asked] == [
@@ -92,8 +94,13 @@ def test_a_batch_is_decided_in_order_as_if_one_after_the_other(ledger: Ledger) -
         400,
         KeyReused,
         0,
+        996,
+        996,
     ]
-    assert [call.result().replayed for call in asked if not call.exception()] == [False] * 4 + [True, False]
+    assert [call.result().replayed for call in asked if not call.exception()] == [
+        *[False] * 4,
+        *[True, False, False, True],
+    ]
     assert asked[7].result().transaction == asked[1].result().transaction
     assert [entry.balance_after for entry in history(ledger, "ann")] == [0, 100, 400, 1000]
     assert verify(ledger).problems == []
@@ -159,8 +166,13 @@ def test_a_closed_account_is_refused_in_a_batch(ledger: Ledger) -> None:
 
 
 def test_a_user_id_that_no_database_can_keep_spoils_no_batch(ledger: Ledger) -> None:
-    """It is refused alone."""
+    """It goes alone, and is refused alone."""
     ledger.add_user("ann")
+    for user, together in (("ann", True), ("\ud800", False), ("a\x00b", False)):
+        wanted = spending.request(
+            ledger, user, 1, operation="x", quantity=1, metadata=None, idempotency_key=None, at=None
+        )
+        assert spending.groupable(wanted) is together
     with ThreadPoolExecutor(8) as pool:
         good = [pool.submit(ledger.deduct, "ann", 1) for _ in range(20)]
         bad = [pool.submit(ledger.deduct, user, 1) for user in ("\ud800", "a\x00b") * 5]
