@@ -87,9 +87,10 @@ def test_nothing_acknowledged_is_lost_when_killed(url: str, whole: bool, tmp_pat
         answers: list[int] = []
 
         def note(sent: Sent) -> None:
-            if sent.answer is not None:
-                answers.append(sent.answer.status)
-                taken.add(sent.sending.id)
+            if sent.answer is None:
+                return
+            answers.append(sent.answer.status)
+            taken.add(sent.sending.id)
             if len(answers) == kill_at:
                 server.kill() if whole else os.kill(luck.choice(server.workers(2)), signal.SIGKILL)
 
