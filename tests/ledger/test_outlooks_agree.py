@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -78,8 +79,11 @@ def rows(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
         row.pop("closed_at", None)
         if table is t.grants:
             row.pop("id")
-        if row.get("grant_id"):
-            row["grant_id"] = keys[row["grant_id"]]
+        for column in ("grant_id", "source_id", "target_id"):
+            if row.get(column):
+                row[column] = keys[row[column]]
+        if table is t.holds:
+            row["parts"] = [(keys[grant], credits) for grant, credits in json.loads(row["parts"])]
         return tuple(row.values())
 
     found = {}
