@@ -52,6 +52,24 @@ def test_proxies_pass_on_what_the_world_needs(name: str) -> None:
         assert bool(re.search(rf"{re.escape(route)}[ *\n]", config)) is not operators, route
 
 
+def test_nginx_writes_no_addresses_down() -> None:
+    """Those of the pages hold links: no log of requests, for any of them, and of errors only the worst."""
+    config = (DOCS / "deploy" / "nginx.conf").read_text("utf-8")
+    before_locations = config.partition("location")[0]
+    assert re.findall(r"access_log [^;]*;", config) == ["access_log off;"]
+    assert "access_log off;" in before_locations
+    assert re.search(r"error_log \S+ crit;", before_locations)
+
+
+@pytest.mark.parametrize("name", ["polarcredits.service", "polarcredits-refill.service"])
+def test_units_find_the_settings_where_people_do(name: str) -> None:
+    """In the `.env` of their working directory, as cron does."""
+    service = unit(name)["Service"]
+    assert "environmentfile" not in service
+    assert f"`{service['WorkingDirectory']}/.env`" in TEXT
+    assert f"cd {service['WorkingDirectory']} && /opt/polarcredits/bin/polarcredits refill" in TEXT
+
+
 def test_limits_are_those_of_the_program() -> None:
     """The table of limits."""
     told = " ".join(TEXT.split())
