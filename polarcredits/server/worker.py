@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import socket
@@ -28,7 +29,9 @@ GRACE_SECONDS = 10
 """How long what is in flight may take once a worker is told to stop."""
 BUSY_SECONDS = 3.0
 """How long a lock of the database is waited for: twice that is still well within Polar's 10 s."""
-STARTED_BADLY = 3
+_COLLECTED_AFTER = (10_000, 10, 10)
+"""How many new objects Python's garbage collector waits for: a short command's own limits let a process
+that lives for long grow by hundreds of megabytes."""
 
 
 class _Server(Server):
@@ -66,6 +69,8 @@ def run_worker(
     that is closed when the parent process is gone, and then the worker stops as well.
     """
     _allow_many_files()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTED_AFTER)
     log = JsonLog()
     catch_library_logs(log)
     database = Database(settings.database_url, busy_seconds=BUSY_SECONDS)

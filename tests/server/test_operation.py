@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -132,6 +134,36 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     for pid in now[1:]:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_worker_looks_for_garbage_often(tmp_path: Path) -> None:
+    """Not as seldom as a short command may: what goes in circles would pile up for as long as it lives."""
+    program = """
+import gc, os, signal, socket, threading
+from polarcredits.server.worker import run_worker
+from polarcredits.settings import load_settings
+gc.set_threshold(100_000, 20, 20)
+listening = socket.create_server(("127.0.0.1", 0))
+def stop_once_served():
+    with socket.create_connection(listening.getsockname()) as asking:
+        asking.sendall(b"GET /healthz HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n")
+        asking.recv(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop_once_served).start()
+run_worker(load_settings(), listening, allow_triggered=False, trusted_proxies=None)
+print(*gc.get_threshold())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "POLARCREDITS_DATABASE_URL": sqlite(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    young, middle, old = map(int, ran.stdout.split())
+    assert young * middle * old <= 1_000_000
 
 
 def test_workers_do_not_outlive_the_server(tmp_path: Path) -> None:
