@@ -11,10 +11,15 @@ from tests.ledger.twice import both_ways
 from tests.ledger.worlds import at, feed
 
 
-def sold(pro: int = 500, other: int = 100, grace: str = "1h") -> Catalog:
+def sold(pro: int = 500, other: int = 100, grace: str = "1h", clawback: str = "owed") -> Catalog:
     """Return a monthly plan, two others that differ in credits or interval, and one of nothing."""
     return parse_catalog(
         f"""
+        [policy]
+        clawback = "{clawback}"
+        [packs.small]
+        credits = 70
+        product_ids = ["small"]
         [plans.pro]
         credits = {pro}
         interval = "month"
@@ -67,8 +72,9 @@ def test_of_two_subscriptions_the_catalog_of_the_day_says_which_shows(ledger: Le
         for product in ("pro", "other"):
             life = Story(f"u{number}", at=at("04-01"), interval="year", seed=f"{number}{product}")
             feed(ledger, life.purchase(product))
+        ledger.grant(f"u{number}", 40, expires_at=at("04-10"), at=at("04-02"))
     ledger.catalog = sold(pro=500, other=900)
-    report = both_ways(ledger, at("05-02"))
+    report = both_ways(ledger, at("04-11"))
     assert (report.foreseen, report.considered) == (0, 6)
 
 
@@ -118,8 +124,35 @@ def test_a_rest_that_is_still_to_roll_over_is_not_foreseen(ledger: Ledger) -> No
     life = Story("ann", at=at("04-01"))
     feed(ledger, life.purchase("pro"))
     feed(ledger, life.past_due(at("05-01")))
+    unpaid = life.orders[-1]
     feed(ledger, life.renewal(at("06-01")))
+    life.orders.append(unpaid)
     feed(ledger, life.recover(at("06-05")))
-    ledger.deduct("ann", 120, at=at("06-06"))
-    for day in ("06-20", "07-02", "08-02"):
-        both_ways(ledger, at(day))
+    for when in ("06-20", "07-01 00:30", "07-02"):
+        both_ways(ledger, at(when))
+
+
+def test_an_allowance_that_was_posted_and_moved_is_left_to_reconcile(ledger: Ledger) -> None:
+    """The opening product, heard late, moves the second allowance: it is brought back, not made anew."""
+    ledger.catalog = sold()
+    life = Story("ann", at=at("04-01"), interval="year")
+    order = [e for e in life.purchase("pro") if e["type"] == "order.paid"]
+    feed(ledger, life.plan_change("weekly", at("04-02")))
+    both_ways(ledger, at("04-09"))
+    feed(ledger, order, now=at("04-10"))
+    feed(ledger, Story("ben", at=at("04-01"), interval="year").purchase("pro"))
+    report = both_ways(ledger, at("05-02"))
+    assert (report.foreseen, report.considered) == (1, 2)
+
+
+def test_a_debt_is_paid_by_the_next_allowance(ledger: Ledger) -> None:
+    """§4.8: so the next allowance is not foreseen whole."""
+    ledger.catalog = sold(clawback="debt")
+    life = Story("ann", at=at("04-01"), interval="year")
+    feed(ledger, life.purchase("pro"))
+    feed(ledger, life.pack("small", at("04-02")))
+    ledger.deduct("ann", 1560, at=at("04-03"))
+    feed(ledger, life.refund(at=at("04-04")))
+    report = both_ways(ledger, at("05-02"))
+    assert (report.foreseen, report.granted) == (0, 1)
+    assert ledger.balance("ann", at=at("05-02")).balance == 440
