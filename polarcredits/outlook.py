@@ -16,7 +16,6 @@ from datetime import datetime
 
 from polarcredits.credits import Book
 from polarcredits.entitlements import AccountFacts, Entitlements
-from polarcredits.lots import Lot
 from polarcredits.periods import FOREVER, to_micros
 from polarcredits.terms import Desired
 
@@ -54,7 +53,7 @@ class Outlook:
 def foresee(book: Book, facts: AccountFacts, entitled: Entitlements, now: datetime) -> Outlook | None:
     """Return the outlook of an account that reconcile has made true at *now*; None if it is not plain.
 
-    Plain: nothing held, owed, carried or rolled over, terms written down, at most one live
+    Plain: nothing held, owed (only that is carried) or rolled over, terms written down, at most one live
     subscription. Then what is desired depends on the time only by what has begun (`entitlements`),
     and spending changes only what is left of each grant (`credits.advance`).
     """
@@ -63,8 +62,7 @@ def foresee(book: Book, facts: AccountFacts, entitled: Entitlements, now: dateti
     if (
         not entitled.frozen
         or len(live) > 1
-        or book.carries
-        or not all(_plain(lot, now) for lot in book.lots)
+        or any(lot.held or lot.owed or lot.debt for lot in book.lots)
         or any(grant.rollover for grant in (*entitled.desired, *entitled.upcoming))
         or any(_would_expire_unseen(grant, known, now) for grant in entitled.desired)
     ):
@@ -77,13 +75,6 @@ def foresee(book: Book, facts: AccountFacts, entitled: Entitlements, now: dateti
         product_id=live[0].product_id if live else None,
         run=_described(run) if run else None,
     )
-
-
-def _plain(lot: Lot, now: datetime) -> bool:
-    """Say whether nothing but spending and its expiry can change a grant without news."""
-    left = 0 if lot.withdrawn or lot.expired else max(0, lot.worth - lot.spent)
-    settled = lot.expired == lot.lapsed(now) and lot.remaining == left
-    return settled and not (lot.held or lot.owed or lot.debt)
 
 
 def _would_expire_unseen(grant: Desired, known: set[str], now: datetime) -> bool:

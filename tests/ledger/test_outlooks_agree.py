@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,23 +10,21 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import Connection, Table, select
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import schema
-from polarcredits.ledger import tables as t
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
-from polarcredits.periods import parse_time, to_micros
+from polarcredits.periods import parse_time
 from polarcredits.plans import Catalog, parse_catalog
-from polarcredits.refill import RefillReport, refill
+from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.conftest import copy_of_template
+from tests.ledger.twice import both_ways
 from tests.ledger.worlds import feed, play
 
 START = datetime(2027, 1, 29, tzinfo=UTC)
 PRODUCTS = ("pro", "team", "daily", "weekly", "rolling", "once")
-TABLES = (t.accounts, t.balances, t.transactions, t.grants, t.draws, t.carries, t.holds, t.terms)
 
 
 def sold(name: str, clawback: str, *, later: bool) -> Catalog:
@@ -67,36 +63,6 @@ def sold(name: str, clawback: str, *, later: bool) -> Catalog:
         """,
         pro_product_id=None,
     )
-
-
-def rows(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-    """Return every row of the ledger but for when it was recorded; grants go by their keys."""
-    g = t.grants.c
-    keys = {row.id: row.key for row in connection.execute(select(g.id, g.key))}
-
-    def plain(table: Table, row: dict[str, Any]) -> tuple[Any, ...]:
-        row.pop("recorded_at", None)
-        row.pop("closed_at", None)
-        if table is t.grants:
-            row.pop("id")
-        for column in ("grant_id", "source_id", "target_id"):
-            if row.get(column):
-                row[column] = keys[row[column]]
-        if table is t.holds:
-            row["parts"] = [(keys[grant], credits) for grant, credits in json.loads(row["parts"])]
-        return tuple(row.values())
-
-    found = {}
-    for table in TABLES:
-        every = connection.execute(select(table)).mappings()
-        found[table.name] = sorted((plain(table, dict(row)) for row in every), key=repr)
-    return found
-
-
-def told(reports: Sequence[RefillReport]) -> tuple[int, ...]:
-    """Sum up reports."""
-    names = ("considered", "granted", "expired", "downgraded", "credits_granted", "credits_expired")
-    return tuple(sum(getattr(report, name) for report in reports) for name in names)
 
 
 class Lives(RuleBasedStateMachine):
@@ -196,27 +162,7 @@ class Lives(RuleBasedStateMachine):
     def refill(self, days: int, hours: int) -> None:
         """Let time pass and refill: both ways leave the same rows and tell the same."""
         self.now += timedelta(days=days, hours=hours)
-        with self.ledger.database.writer.connect() as connection:
-            undone = connection.begin()
-            trial = self.ledger.using(connection)
-            singly = [refill(trial, at=self.now, user=user) for user in self.due(connection)]
-            expected = rows(connection)
-            undone.rollback()
-        tried = refill(self.ledger, at=self.now, dry_run=True)
-        done = refill(self.ledger, at=self.now)
-        assert told([tried]) == told([done])
-        assert told([done])[1:] == told(singly)[1:]
-        assert done.failed == []
-        with self.ledger.database.engine.connect() as connection:
-            assert rows(connection) == expected
-
-    def due(self, connection: Connection) -> list[str]:
-        """Return the users whom a refill must look at, in order."""
-        u, b, a = t.unknown_products.c, t.balances.c, t.accounts.c
-        named = select(u.account_id).where(u.product_id.in_(self.ledger.catalog.product_ids))
-        query = select(a.user_id).join(t.balances, b.account_id == a.id).order_by(a.id)
-        late = (b.next_due_at <= to_micros(self.now)) | a.id.in_(named)
-        return list(connection.execute(query.where(late)).scalars())
+        both_ways(self.ledger, self.now)
 
     @invariant()
     def laws_hold(self) -> None:
