@@ -51,7 +51,7 @@ _TOLD = (
 )
 
 
-READER = 1
+READER = 2
 """Which edition of the reader of payloads wrote `told`; raise it when it comes to tell other facts."""
 
 

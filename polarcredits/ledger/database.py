@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +24,7 @@ from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
 
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
+_LOOK_SECONDS = 0.001
 _RETRIES = 8
 _AGAIN = frozenset({"40001", "40P01", "23505"})
 _POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
@@ -51,8 +53,8 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
             bounds = _postgres_bounds(busy_seconds)
             options["connect_args"] |= {n: value for n, value in bounds.items() if n not in parsed.query}
         return create_engine(parsed, pool_pre_ping=True, **options)
-    patience = {} if "timeout" in parsed.query else {"timeout": busy_seconds or BUSY_SECONDS}
-    engine = create_engine(parsed, connect_args={"check_same_thread": False, **patience})
+    patience = _sqlite_patience(parsed, busy_seconds)
+    engine = create_engine(parsed, connect_args={"check_same_thread": False, "timeout": patience})
 
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
@@ -60,12 +62,45 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
 
     def begin(connection: Connection) -> None:
-        mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        run = connection.exec_driver_sql
+        if not connection.get_execution_options().get("sqlite_writes"):
+            run("BEGIN DEFERRED")
+            return
+        run("PRAGMA busy_timeout=0")
+        try:
+            begin_writing(lambda: run("BEGIN IMMEDIATE"), patience)
+        finally:
+            run(f"PRAGMA busy_timeout={round(patience * 1000)}")
 
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def begin_writing(begin: Callable[[], object], patience: float) -> None:
+    """Run SQLite's BEGIN IMMEDIATE, without a busy timeout, until the write lock is free.
+
+    SQLite's own wait looks ever more seldom, up to ten times a second: beside a process that writes
+    without pause it finds the lock free only by luck, and starves.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            begin()
+            return
+        except (sqlite3.OperationalError, exc.OperationalError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _sqlite_patience(url: URL, busy_seconds: float | None) -> float:
+    given = url.query.get("timeout")
+    try:
+        return busy_seconds or BUSY_SECONDS if given is None else float(str(given))
+    except ValueError:
+        raise DatabaseError(f"timeout in the database URL must be seconds, not {given!r}.") from None
 
 
 def _pool(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -107,13 +142,13 @@ class Database:
     def __init__(self, url: str, *, busy_seconds: float | None = None) -> None:
         self.engine = make_engine(url, busy_seconds=busy_seconds)
         self.sqlite = self.engine.dialect.name == "sqlite"
-        writing = {"sqlite_begin": "IMMEDIATE"} if self.sqlite else {}
+        writing = {"sqlite_writes": True} if self.sqlite else {}
         reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self.patience = BUSY_SECONDS
-        """How long a thread waits for its turn to write."""
+        self.patience = _sqlite_patience(self.engine.url, busy_seconds)
+        """How many seconds are waited for a turn to write, and for SQLite's write lock."""
         self._turn = threading.Lock()
         _databases.add(self)
 
@@ -241,7 +276,7 @@ def upsert(connection: Connection, table: Table, key: dict[str, object], **value
     connection.execute(statement, {**key, **values})
 
 
-def _insert(dialect: str, table: Table) -> Any:
+def insert_into(dialect: str, table: Table) -> Any:
     """Return the dialect's own INSERT; each is imported only where it is used."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
@@ -263,14 +298,14 @@ def upsert_all(
 
 @cache
 def _insert_once(dialect: str, table: Table) -> Executable:
-    into = _insert(dialect, table)
+    into = insert_into(dialect, table)
     statement: Executable = into.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
     return statement
 
 
 @cache
 def _upsert(dialect: str, table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Executable:
-    into = _insert(dialect, table)
+    into = insert_into(dialect, table)
     changes = {name: into.excluded[name] for name in columns}
     statement: Executable = into.on_conflict_do_update(index_elements=list(key), set_=changes)
     return statement

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, bindparam, select, text
+from sqlalchemy import Connection, Executable, bindparam, select, text
 
 from polarcredits.billing import Payment, rank
 from polarcredits.facts import (
@@ -24,6 +25,7 @@ from polarcredits.facts import (
 )
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import micros
+from polarcredits.ledger.database import insert_into
 from polarcredits.periods import to_micros
 from polarcredits.userids import PLACEHOLDER
 
@@ -44,19 +46,23 @@ Stored = tuple[str, str, int, str]
 
 
 class Mark(NamedTuple):
-    """What tells the observations of one object apart."""
+    """What tells the observations of one object apart: when it was so, and all that is read of it."""
 
     as_of: int
     digest: str
 
 
 class Observation(NamedTuple):
-    """A fact as it is stored."""
+    """A fact as it is stored.
+
+    Of several with one mark, which differ only in what is not read of Polar's JSON, the greatest
+    `fields` stays: so an object's history is as long as its story, and no longer.
+    """
 
     kind: str
     object: str
     mark: Mark
-    fields: bytes
+    fields: str
     fact: Any
 
     @property
@@ -76,16 +82,45 @@ class Observation(NamedTuple):
             "object_id": self.object,
             "as_of": self.mark.as_of,
             "digest": self.mark.digest,
-            "fields": self.fields.decode(),
+            "fields": self.fields,
         }
+
+
+class History:
+    """Observations of one object, one a mark."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Mark, Observation] = {}
+
+    def __iter__(self) -> Iterator[Observation]:
+        """Iterate over the observations."""
+        return iter(self._kept.values())
+
+    def facts(self) -> list[Any]:
+        """Return what they say."""
+        return [each.fact for each in self]
+
+    def has(self, each: Observation) -> bool:
+        """Say whether an observation tells nothing new."""
+        there = self._kept.get(each.mark)
+        return there is not None and there.fields >= each.fields
+
+    def add(self, each: Observation) -> None:
+        """Keep an observation, unless a greater one has its mark."""
+        if not self.has(each):
+            self._kept[each.mark] = each
 
 
 def observe(fact: Fact) -> Observation:
     """Return a fact as it is stored."""
     kind = type(fact)
-    body = _ADAPTERS[kind].dump_json(fact)
-    mark = Mark(to_micros(fact.snapshot.as_of), hashlib.sha256(body).hexdigest())
-    return Observation(KINDS[kind], fact.id, mark, body, fact)
+    adapter = _ADAPTERS[kind]
+    digest = hashlib.sha256(adapter.dump_json(fact, exclude=_UNREAD)).hexdigest()
+    mark = Mark(to_micros(fact.snapshot.as_of), digest)
+    return Observation(KINDS[kind], fact.id, mark, adapter.dump_json(fact).decode(), fact)
+
+
+_UNREAD = {"snapshot": {"body"}}
 
 
 _OBSERVED = select(t.observations).where(
@@ -97,18 +132,38 @@ _OBSERVED = select(t.observations).where(
 def observed(connection: Connection, kind: type[F], ids: Iterable[str]) -> dict[str, list[F]]:
     """Return all observations of some objects of one kind, by object."""
     found: dict[str, list[F]] = {}
-    for id, _, fact in histories(connection, KINDS[kind], ids):
-        found.setdefault(id, []).append(fact)
+    for each in histories(connection, KINDS[kind], ids):
+        found.setdefault(each.object, []).append(each.fact)
     return found
 
 
-def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator[tuple[str, Mark, Any]]:
-    """Yield all observations of some objects of one kind: object, mark, fact."""
+def histories(connection: Connection, kind: str, ids: Iterable[str]) -> Iterator[Observation]:
+    """Yield all observations of some objects of one kind."""
     wanted, read = list(ids), _ADAPTERS[_TYPES[kind]].validate_json
     for at in range(0, len(wanted), 500):
         few = {"kind": kind, "ids": wanted[at : at + 500]}
         for row in connection.execute(_OBSERVED, few):
-            yield row.object_id, Mark(row.as_of, row.digest), read(row.fields)
+            mark = Mark(row.as_of, row.digest)
+            yield Observation(kind, row.object_id, mark, row.fields, read(row.fields))
+
+
+def store(connection: Connection, told: Iterable[Observation]) -> None:
+    """Write observations as `History.add` would."""
+    rows = [each.row() for each in told]
+    if rows:
+        connection.execute(_store(connection.dialect.name), rows)
+
+
+@cache
+def _store(dialect: str) -> Executable:
+    into = insert_into(dialect, t.observations)
+    there = t.observations.c.fields
+    statement: Executable = into.on_conflict_do_update(
+        index_elements=list(t.observations.primary_key),
+        set_={"fields": into.excluded.fields},
+        where=(there if dialect == "sqlite" else there.collate("C")) < into.excluded.fields,
+    )
+    return statement
 
 
 def unknown(connection: Connection, told: Iterable[Stored]) -> set[Stored]:

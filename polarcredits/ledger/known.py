@@ -16,14 +16,15 @@ from polarcredits.billing import Payment, Subscription, fold_payment, fold_subsc
 from polarcredits.entitlements import AccountFacts
 from polarcredits.facts import CustomerFact, Fact, OrderFact, SubscriptionFact
 from polarcredits.ledger import tables as t
-from polarcredits.ledger.database import insert_each_once, upsert_all
+from polarcredits.ledger.database import upsert_all
 from polarcredits.ledger.facts import (
-    Mark,
+    History,
     Observation,
     histories,
     named_user,
     observe,
     payment_columns,
+    store,
     subscription_columns,
 )
 from polarcredits.userids import PLACEHOLDER
@@ -56,7 +57,7 @@ class KnownFacts:
         self._connection = connection
         self._customers: dict[str, dict[str, Any]] = {}
         self._objects: dict[Key, dict[str, Any]] = {}
-        self._histories: dict[Key, dict[Mark, Any]] = {}
+        self._histories: dict[Key, History] = {}
         self._folded: dict[Key, Subscription | Payment] = {}
         self._refunds: dict[str, set[Key]] = defaultdict(set)
         self._of_customer: dict[str, set[Key]] = defaultdict(set)
@@ -64,7 +65,7 @@ class KnownFacts:
         self._bearers: dict[str, set[str]] = defaultdict(set)
         self._seen_customers: set[str] = set()
         self._seen_users: set[str] = set()
-        self._unsaved: dict[Key, dict[Mark, Observation]] = defaultdict(dict)
+        self._unsaved: dict[Key, History] = defaultdict(History)
         self._changed: set[Key] = set()
 
     # Reading
@@ -139,18 +140,18 @@ class KnownFacts:
         if not new:
             return
         for id in new:
-            self._histories[kind, id] = {}
-        for id, mark, fact in histories(self._connection, kind, [id for id in new if self._is_old(kind, id)]):
-            self._histories[kind, id][mark] = fact
+            self._histories[kind, id] = History()
+        for each in histories(self._connection, kind, [id for id in new if self._is_old(kind, id)]):
+            self._histories[each.key].add(each)
         for id in new:
-            for mark, unsaved in self._unsaved.get((kind, id), {}).items():
-                self._histories[kind, id][mark] = unsaved.fact
+            for unsaved in self._unsaved.get((kind, id), ()):
+                self._histories[kind, id].add(unsaved)
         if kind == "order":
             for row in self._rows(_REFUNDS, set(new)):
                 self._refunds[row["order_id"]].add((row["kind"], row["id"]))
             told = {each for id in new for each in self._refunds.get(id, ())}
-            for each in ("refund", "dispute"):
-                self._read_histories(each, {id for which, id in told if which == each})
+            for of in ("refund", "dispute"):
+                self._read_histories(of, {id for which, id in told if which == of})
 
     def _is_old(self, kind: str, id: str) -> bool:
         """Say whether anything can have been heard of an object: then it has a row."""
@@ -164,25 +165,25 @@ class KnownFacts:
         """Say whether an observation tells nothing new."""
         if each.kind == "customer" and not self._changes(each.fact):
             return True
-        return each.mark in self._history(each.key)
+        return self._history(each.key).has(each)
 
     def learn(self, each: Observation) -> None:
         """Add an observation; `give_owners` brings what it changes up to date."""
         if each.kind == "customer" and not self._changes(each.fact):
-            self._unsaved[each.key][each.mark] = each
+            self._unsaved[each.key].add(each)
             return
         history = self._history(each.key)
-        if each.mark in history:
+        if history.has(each):
             return
-        self._unsaved[each.key][each.mark] = each
-        history[each.mark] = each.fact
+        self._unsaved[each.key].add(each)
+        history.add(each)
         if each.kind == "customer":
             self._fold_customer(each.object)
         elif each.kind in _OBJECTS:
             self._fold(each.key)
         else:
             self._move_refund(each.key, each.fact.order_id)
-            if self._history(("order", each.fact.order_id)):
+            if self._facts(("order", each.fact.order_id)):
                 self._fold(("order", each.fact.order_id))
 
     def _move_refund(self, key: Key, order: str) -> None:
@@ -193,10 +194,13 @@ class KnownFacts:
         self._refunds[order].add(key)
         self._changed.add(key)
 
-    def _history(self, key: Key) -> dict[Mark, Any]:
+    def _history(self, key: Key) -> History:
         if key not in self._histories:
             self._read_histories(key[0], {key[1]})
         return self._histories[key]
+
+    def _facts(self, key: Key) -> list[Any]:
+        return self._history(key).facts()
 
     def _changes(self, fact: CustomerFact) -> bool:
         """Say whether a snapshot can change what a customer's snapshots add up to."""
@@ -209,7 +213,7 @@ class KnownFacts:
         )
 
     def _fold_customer(self, id: str) -> None:
-        history: list[CustomerFact] = sorted(self._histories["customer", id].values(), key=rank)
+        history: list[CustomerFact] = sorted(self._facts(("customer", id)), key=rank)
         whole = [fact for fact in history if not fact.embedded] or history
         row = self._customers.setdefault(id, {"id": id, "linked_user": None})
         row["external_id"] = next((f.external_id for f in reversed(history) if f.external_id), None)
@@ -220,7 +224,7 @@ class KnownFacts:
 
     def _fold(self, key: Key) -> None:
         kind, id = key
-        history = self._history(key).values()
+        history = self._facts(key)
         if kind == "subscription":
             columns = subscription_columns(self._subscription(id).latest)
         else:
@@ -232,15 +236,15 @@ class KnownFacts:
         self._changed.add(key)
 
     def _subscription(self, id: str) -> Subscription:
-        folded = fold_subscription(self._history(("subscription", id)).values())
+        folded = fold_subscription(self._facts(("subscription", id)))
         self._folded["subscription", id] = folded
         return folded
 
     def _payment(self, id: str) -> Payment:
         told: dict[str, list[Any]] = {"refund": [], "dispute": []}
         for kind, of in sorted(self._refunds.get(id, ())):
-            told[kind] += self._history((kind, of)).values()
-        folded = fold_payment(self._history(("order", id)).values(), told["refund"], told["dispute"])
+            told[kind] += self._facts((kind, of))
+        folded = fold_payment(self._facts(("order", id)), told["refund"], told["dispute"])
         self._folded["order", id] = folded
         return folded
 
@@ -321,8 +325,7 @@ class KnownFacts:
             for kind, id in sorted(keys & self._changed)
         ]
         upsert_all(connection, t.refunds, ("kind", "id"), refunds)
-        told = [each for marks in self._unsaved.values() for each in marks.values()]
-        insert_each_once(connection, t.observations, [each.row() for each in told])
+        store(connection, [each for history in self._unsaved.values() for each in history])
         self._changed.clear()
         self._unsaved.clear()
 

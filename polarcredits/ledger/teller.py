@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from polarcredits.ledger.database import Database, again, failures
+from polarcredits.ledger.database import Database, again, begin_writing, failures
 from polarcredits.ledger.hotpath import Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
 
@@ -28,6 +29,7 @@ class Teller:
         self._database = database
         self._kept: PoolProxiedConnection | None = None
         self._cursor: Any = None
+        self._begin: Any = None
         self._used = 0.0
         _tellers.add(self)
 
@@ -66,7 +68,7 @@ class Teller:
 
     def _sqlite(self, batch: Sequence[Spend]) -> list[Spent | None]:
         cursor = self._cursor
-        cursor.execute("BEGIN IMMEDIATE")
+        begin_writing(self._begin, self._database.patience)
         if len(batch) == 1:
             answers = [spend(cursor, batch[0], sqlite=True)]
         else:
@@ -92,6 +94,9 @@ class Teller:
         if not self._database.sqlite:
             driver.autocommit = True
         self._cursor = driver.cursor()
+        if self._database.sqlite:
+            self._cursor.execute("PRAGMA busy_timeout=0")
+            self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
         self._used = time.monotonic()
 
     def _alive(self) -> bool:
