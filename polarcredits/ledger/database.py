@@ -10,8 +10,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,12 +83,13 @@ def begin_writing(begin: Callable[[], object], patience: float) -> None:
     SQLite's own wait looks ever more seldom, up to ten times a second: beside a process that writes
     without pause it finds the lock free only by luck, and starves.
     """
-    until = time.monotonic() + patience
+    until = None
     while True:
         try:
             begin()
             return
         except (sqlite3.OperationalError, exc.OperationalError) as error:
+            until = until or time.monotonic() + patience
             code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
             if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
@@ -136,6 +137,27 @@ def _parsed(url: str) -> URL:
         raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
 
 
+class Turn:
+    """A thread's turn to write to a SQLite database. Entering it raises DatabaseBusy.
+
+    SQLite has one writer at a time, and who waits for it sleeps: threads of one process would starve
+    each other. PostgreSQL locks rows, in its own queue.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._free = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Wait for it."""
+        if not self._free.acquire(timeout=self._database.patience):
+            raise DatabaseBusy("The database is locked by another writer; try again.")
+
+    def __exit__(self, *_: object) -> None:
+        """Let the next thread have it."""
+        self._free.release()
+
+
 class Database:
     """A database and the two ways to use it: `write` and `read`."""
 
@@ -149,25 +171,8 @@ class Database:
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self.patience = _sqlite_patience(self.engine.url, busy_seconds)
         """How many seconds are waited for a turn to write, and for SQLite's write lock."""
-        self._turn = threading.Lock()
+        self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else nullcontext()
         _databases.add(self)
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for this thread's turn to write. Raises DatabaseBusy.
-
-        SQLite has one writer at a time, and who waits for it sleeps: threads of one process would
-        starve each other. PostgreSQL locks rows, in its own queue.
-        """
-        if not self.sqlite:
-            yield
-            return
-        if not self._turn.acquire(timeout=self.patience):
-            raise DatabaseBusy("The database is locked by another writer; try again.")
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in one transaction and commit it (a dry run is rolled back).
@@ -176,7 +181,7 @@ class Database:
         """
 
         def once() -> T:
-            with self.turn(), failures(), self.writer.connect() as connection:
+            with self.turn, failures, self.writer.connect() as connection:
                 transaction = connection.begin()
                 result = work(connection)
                 transaction.rollback() if dry_run else transaction.commit()
@@ -186,7 +191,7 @@ class Database:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
-        with failures(), self._reader.connect() as connection:
+        with failures, self._reader.connect() as connection:
             return work(connection)
 
     def connections(self) -> tuple[int, int]:
@@ -201,7 +206,8 @@ class Database:
     def forget_the_parent(self) -> None:
         """Leave the parent's connections alone, in a forked child."""
         self.engine.dispose(close=False)
-        self._turn = threading.Lock()
+        if isinstance(self.turn, Turn):
+            self.turn = Turn(self)
 
 
 def again(once: Callable[[], T]) -> T:
@@ -215,19 +221,25 @@ def again(once: Callable[[], T]) -> T:
     raise DatabaseBusy("The database is too busy; try again.")
 
 
-@contextmanager
-def failures() -> Iterator[None]:
-    """Turn what a driver raises into our errors; what may succeed if run again passes through."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        if may_succeed_again(error):
-            raise
-        raise named(error) from error
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
-    except exc.TimeoutError as error:
-        raise DatabaseBusy("No database connection became free in time; try again.") from error
+class _Failures:
+    """Turns what a driver raises into our errors; what may succeed if run again passes through."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise our error in place of the driver's."""
+        if error is None:
+            return
+        if isinstance(error, exc.DBAPIError) and not may_succeed_again(error):
+            raise named(error) from error
+        if isinstance(error, UnicodeEncodeError):
+            raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
+        if isinstance(error, exc.TimeoutError):
+            raise DatabaseBusy("No database connection became free in time; try again.") from error
+
+
+failures = _Failures()
 
 
 def may_succeed_again(error: Exception) -> bool:

@@ -41,13 +41,19 @@ _UPDATE = f"""
 UPDATE credit_balances AS b SET {_CHANGES}
 WHERE b.account_id = (SELECT id FROM accounts WHERE user_id = :user AND alias_of IS NULL) AND {_OPEN}
 """
-_UPDATE_PLAIN = f"{_UPDATE} RETURNING {_MOVED}"
-_UPDATE_KEYED = f"{_UPDATE} {_NEW_KEY} RETURNING {_MOVED}"
 _INSERT = f"""
-INSERT INTO credit_transactions ({COLUMNS}) VALUES
- (:account, :sequence, 'deduct', -:amount, :balance, :operation, :meta, :actor, :key, :request,
- :occurred, :recorded)
+INSERT INTO credit_transactions ({COLUMNS}) VALUES (?, ?, 'deduct', -?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+
+
+def _numbered(statement: str) -> str:
+    """Return a statement with SQLite's numbered parameters: it binds those of a tuple the fastest."""
+    for number, word in enumerate(("amount", "now", "user", "latest", "key"), 1):
+        statement = statement.replace(f":{word}", f"?{number}")
+    return f"{statement} RETURNING {_MOVED}"
+
+
+_UPDATE_PLAIN, _UPDATE_KEYED = _numbered(_UPDATE), _numbered(_UPDATE + _NEW_KEY)
 
 # The keys are read in the statement's snapshot, the row perhaps after it, when its lock is free: they
 # agree only if the row is still the version of the snapshot. If not, it is a miss. (By xmin, since a
@@ -132,17 +138,17 @@ class Spent(NamedTuple):
 
 def spend(cursor: Cursor, wanted: Spend, *, sqlite: bool) -> Spent | None:
     """Deduct within the cursor's transaction, or write nothing and return None: a miss."""
-    values: dict[str, Any] = wanted._asdict()
     if not sqlite:
-        row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, values).fetchone()
+        row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, wanted._asdict()).fetchone()
         return None if row is None else Spent(*row)
-    row = cursor.execute(_UPDATE_PLAIN if wanted.key is None else _UPDATE_KEYED, values).fetchone()
+    user, amount, operation, meta, actor, key, request, now, latest, recorded = wanted
+    if key is None:
+        row = cursor.execute(_UPDATE_PLAIN, (amount, now, user, latest)).fetchone()
+    else:
+        row = cursor.execute(_UPDATE_KEYED, (amount, now, user, latest, key)).fetchone()
     if row is None:
         return None
-    spent = Spent(*row)
-    values["account"] = spent.account
-    values["sequence"] = spent.sequence
-    values["balance"] = spent.balance
-    values["occurred"] = spent.occurred
-    cursor.execute(_INSERT, values)
-    return spent
+    account, sequence, balance, _, occurred = row
+    entry = (account, sequence, amount, balance, operation, meta, actor, key, request, occurred, recorded)
+    cursor.execute(_INSERT, entry)
+    return Spent(*row)

@@ -81,7 +81,7 @@ class Ledger:
     @contextmanager
     def rehearse(self) -> Iterator[Ledger]:
         """Give a ledger of which everything is undone at the end; other writers wait meanwhile."""
-        with self.database.turn(), failures(), self.database.writer.connect() as connection:
+        with self.database.turn, failures, self.database.writer.connect() as connection:
             transaction = connection.begin()
             try:
                 yield self.using(connection)
@@ -91,14 +91,14 @@ class Ledger:
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Begin a transaction that `using` can join; commits at the end of the block."""
-        with self.database.turn(), failures(), self.database.writer.begin() as connection:
+        with self.database.turn, failures, self.database.writer.begin() as connection:
             yield connection
 
     def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in a write transaction: our own, or a savepoint of the joined one."""
         if self.joined is None:
             return self.database.write(work, dry_run=dry_run)
-        with failures(), self.joined.begin_nested() as savepoint:
+        with failures, self.joined.begin_nested() as savepoint:
             result = work(self.joined)
             if dry_run:
                 savepoint.rollback()

@@ -51,7 +51,7 @@ def upgrade(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    with failures(), database.writer.begin() as connection:
+    with failures, database.writer.begin() as connection:
         if not database.sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(712905)"))
         revision = current(connection)
@@ -113,7 +113,7 @@ def backup(database: Database, target: Path) -> None:
     if target.exists():
         raise DatabaseError(f"{target} exists already; name another file.")
     private_file(target, target)
-    with failures(), database.engine.connect() as connection:
+    with failures, database.engine.connect() as connection:
         source = connection.connection.driver_connection
         copy = sqlite3.connect(target)
         try:

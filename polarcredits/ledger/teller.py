@@ -50,7 +50,7 @@ class Teller:
             self._kept = None
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
-        with self._database.turn(), failures():
+        with self._database.turn, failures:
             try:
                 if self._kept is None or not self._alive():
                     self._open()
