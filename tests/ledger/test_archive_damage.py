@@ -1,0 +1,118 @@
+"""Every kind of damage is found and named after archiving too, and all that stands there is guarded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, exc, text
+
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import verify
+from polarcredits.webhooks.fixtures import Story
+from tests.ledger.archives import archive, count
+from tests.ledger.conftest import copy_of_template
+from tests.ledger.worlds import at, catalog, feed
+
+GUARDED = ["credit_transactions", "openings", "grant_openings"]
+DAMAGE = [
+    ("UPDATE openings SET balance = balance + 1", {"opening", "balance_after"}),
+    (
+        "UPDATE openings SET balance = balance + 1 WHERE sequence = (SELECT min(sequence) FROM openings)",
+        {"opening"},
+    ),
+    ("UPDATE openings SET occurred_at = occurred_at + 99999999999999", {"time"}),
+    ("DELETE FROM grant_openings; DELETE FROM openings", {"gap", "balance_after", "grant"}),
+    ("DELETE FROM grant_openings", {"opening", "grant"}),
+    ("DELETE FROM grant_openings WHERE type = 'reversal'", {"opening", "grant", "used"}),
+    ("UPDATE grant_openings SET amount = amount + 1 WHERE type = 'grant'", {"opening", "grant"}),
+    ("UPDATE grant_openings SET amount = amount - 1 WHERE type = 'deduct'", {"opening", "used"}),
+    ("UPDATE grant_openings SET type = 'adjust' WHERE type = 'deduct'", {"used"}),
+    ("INSERT INTO credit_transactions SELECT * FROM credit_transactions_archive", {"opening"}),
+    ("INSERT INTO grant_draws SELECT * FROM grant_draws_archive", {"draws"}),
+    (
+        "DELETE FROM credit_transactions WHERE sequence = (SELECT min(sequence) FROM credit_transactions"
+        " WHERE account_id = 1)",
+        {"gap", "balance_after"},
+    ),
+    ("UPDATE credit_transactions SET balance_after = balance_after + 1", {"balance_after"}),
+    ("DELETE FROM credit_transactions", {"balance", "sequence"}),
+    ("UPDATE credit_balances SET balance = balance - 1", {"balance"}),
+    ("UPDATE grants SET remaining = remaining + 1 WHERE source = 'lifetime'", {"grant"}),
+]
+"""Statements, which are confined to Ann's account, and laws that must be named."""
+
+
+@pytest.fixture(scope="module")
+def opened(postgres: str) -> Iterator[Ledger]:
+    """Ann and Ben, who were archived twice and have some entries left."""
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog()) as ledger:
+        for name in ("ann", "ben"):
+            life = Story(name, at=at("04-01"))
+            feed(ledger, life.purchase("pro"))
+            spent = [ledger.deduct(name, 7 + n, at=at("04-02")) for n in range(4)]
+            ledger.reverse(spent[1].transaction.id, at=at("04-03"))
+            feed(ledger, life.renewal(at("05-01")))
+            ledger.deduct(name, 3, at=at("05-02"))
+            ledger.deduct(name, 4, at=at("05-03"))
+            ledger.grant(name, 4, at=at("05-04"))
+            ledger.deduct(name, 5, at=at("05-05"))
+        archive(url, at("04-30"))
+        archive(url, at("05-04"))
+        yield ledger
+
+
+def harm(connection: Connection, damage: str) -> None:
+    """Run the statements of *damage* on Ann's account; each must hit something."""
+    for table in GUARDED:
+        connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER USER"))
+    for statement in damage.split(";"):
+        joint = "AND" if "WHERE" in re.sub("[(].*[)]", "", statement) else "WHERE"
+        sql = f"{statement} {joint} account_id = 1"
+        assert connection.execute(text(sql)).rowcount > 0
+
+
+@pytest.mark.parametrize(("damage", "laws"), DAMAGE)
+def test_damage_is_named(damage: str, laws: set[str], opened: Ledger) -> None:
+    """Both the look at everybody and the look at one user name it; nobody else is accused."""
+    assert count(opened, "openings") == 4
+    with opened.rehearse() as stage:
+        stage.reading(lambda connection: harm(connection, damage))
+        found = verify(stage).problems
+        assert laws <= {problem.code for problem in found}
+        assert {problem.user for problem in found} == {"ann"}
+        assert verify(stage, user="ann").problems == found
+        assert verify(stage, user="ben").problems == []
+    assert verify(opened).problems == []
+
+
+@pytest.mark.parametrize("table", [*GUARDED, "credit_transactions_archive", "grant_draws_archive"])
+@pytest.mark.parametrize("verb", ["UPDATE {} SET account_id = 2", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+def test_all_is_guarded_afterwards(table: str, verb: str, opened: Ledger) -> None:
+    """The entries as before, what was archived, and what stands for it."""
+    before = count(opened, table)
+    with pytest.raises(exc.DBAPIError, match="append-only"), opened.database.writer.begin() as connection:
+        connection.execute(text(verb.format(table)))
+    assert count(opened, table) == before > 0
+
+
+@pytest.mark.parametrize("name", ["openings", "grant_openings"])
+def test_openings_are_guarded_on_sqlite(name: str, tmp_path: Path) -> None:
+    """The tables are the same there, and so is what may be done with them."""
+    with Ledger(f"sqlite:///{tmp_path / 'credits.db'}", catalog()) as ledger:
+        ledger.add_user("ann")
+        rows = {"openings": "(1, 1, 1000, 1, 1)", "grant_openings": "(1, 1, 1, 'grant', 1000, 1)"}
+        with ledger.begin() as connection:
+            for table, row in rows.items():
+                connection.execute(text(f"INSERT INTO {table} VALUES {row}"))
+        for sql in ("UPDATE {} SET sequence = 2", "DELETE FROM {}", "INSERT OR REPLACE INTO {} VALUES {}"):
+            with (
+                pytest.raises(exc.IntegrityError, match="append-only"),
+                ledger.database.writer.begin() as connection,
+            ):
+                connection.execute(text(sql.format(name, rows[name])))
+        assert count(ledger, name) == 1
+        assert {problem.code for problem in verify(ledger).problems} == {"opening", "grant"}
