@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from polarcredits.cli import main
 from polarcredits.errors import AlreadyReversed, InvalidInput, NotFound
 from polarcredits.ledger.explain import explain
 from polarcredits.ledger.ledger import Ledger
@@ -258,3 +259,35 @@ def test_accounts_that_were_merged(step: int, url: str, ledger: Ledger) -> None:
             ledger.reverse(receipt.transaction.id)
     assert verify(ledger).problems == []
     assert [(each.lot.key, each.lot.remaining) for each in explain(ledger, "ann", NOW).grants] == stories
+
+
+def test_the_command_line_says_what_is_archived(
+    url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a list ends early, what cannot be told, and how many entries were checked."""
+
+    def run(*arguments: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit):
+            main([*arguments])
+        told = capsys.readouterr()
+        return told.out, told.err
+
+    monkeypatch.setenv("POLARCREDITS_DATABASE_URL", url)
+    monkeypatch.setenv("POLAR_PRO_PRODUCT_ID", "pro")
+    ledger.grant("ann", 50, create=True, at=at("04-01"))
+    ledger.deduct("ann", 5, at=at("04-02"))
+    assert run("credits", "history", "ann")[1] == ""
+    ledger.grant("ann", 50, at=at("04-03"))
+    ledger.deduct("ann", 1, at=at("04-04"))
+    archive(url, at("04-03"))
+    told = "Entries up to 2027-04-02 00:00:00Z are archived.\n"
+    assert run("credits", "history", "ann")[1] == told
+    assert run("credits", "history", "ann", "--until", "2027-04-01T00:00:00Z") == ("No entries.\n", told)
+    assert run("credits", "history", "ann", "--limit", "2")[1] == ""
+    assert (
+        "up to 2027-04-02T00:00:00Z are archived"
+        in run("credits", "show", "ann", "--at", "2027-04-01T12:00:00Z")[1]
+    )
+    assert "txn_1_3' is archived" in run("credits", "reverse", "txn_1_3")[1]
+    assert run("ledger", "verify")[0] == "1 users, 2 entries: all is well.\n"
+    assert "archived" in run("credits", "explain", "ann", "--at", "2027-04-05T00:00:00Z")[0]
