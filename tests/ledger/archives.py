@@ -34,7 +34,7 @@ def archiver(url: str) -> Iterator[psycopg.Connection[Any]]:
     blocks = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
     [procedure] = [each for each in blocks if "PROCEDURE pg_temp.archive" in each]
     assert f"{_CALL}\n" in blocks
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True, options="-c lock_timeout=60s") as connection:
         connection.execute(procedure)
         yield connection
 

@@ -261,6 +261,24 @@ def test_accounts_that_were_merged(step: int, url: str, ledger: Ledger) -> None:
     assert [(each.lot.key, each.lot.remaining) for each in explain(ledger, "ann", NOW).grants] == stories
 
 
+def test_a_reversal_waits_for_its_deduction(url: str, ledger: Ledger) -> None:
+    """Of an account that was merged one stays, because of another: so does what gave it back."""
+    life = Story(None, at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    placeholder = f"polar:{life.customer['id']}"
+    spent = [ledger.deduct(placeholder, 70 + n, at=at("04-02")) for n in range(2)]
+    ledger.add_user("ann")
+    ledger.link(placeholder, "ann")
+    ledger.reverse(spent[1].transaction.id, at=at("04-05"))
+    ledger.reverse(spent[0].transaction.id, at=at("04-20"))
+    for until in ("04-10", "04-20"):
+        archive(url, at(until))
+        for receipt in spent:
+            with pytest.raises(AlreadyReversed):
+                ledger.reverse(receipt.transaction.id)
+        assert verify(ledger).problems == []
+
+
 def test_the_command_line_says_what_is_archived(
     url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

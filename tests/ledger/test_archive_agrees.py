@@ -140,7 +140,7 @@ class Lives:
         self.same(lambda ledger, _: ledger.link(self.users[3], "cid"))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_an_archived_ledger_answers_as_a_whole_one(seed: int, postgres: str) -> None:
     """Whatever happened before, and whatever happens afterwards."""
     luck, url = random.Random(seed), copy_of_template(postgres)
@@ -152,7 +152,7 @@ def test_an_archived_ledger_answers_as_a_whole_one(seed: int, postgres: str) -> 
     whole_url = copy_of(postgres, url)
     with Ledger(url, catalog()) as archived, Ledger(whole_url, catalog()) as whole:
         lives.ledgers = [archived, whole]
-        for share in (0.5, 0.8, 1.0):
+        for share in (0.6, 1.0):
             before = at("04-01") + (lives.now - at("04-01")) * share
             archive(url, before, step=luck.randrange(1, 4))
             compare(archived, whole, lives.now)

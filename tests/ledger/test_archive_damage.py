@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import Connection, exc, text
 
+from polarcredits.ledger import schema
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.webhooks.fixtures import Story
@@ -116,3 +119,21 @@ def test_openings_are_guarded_on_sqlite(name: str, tmp_path: Path) -> None:
                 connection.execute(text(sql.format(name, rows[name])))
         assert count(ledger, name) == 1
         assert {problem.code for problem in verify(ledger).problems} == {"opening", "grant"}
+
+
+def test_openings_are_not_migrated_away(opened: Ledger, ledger: Ledger) -> None:
+    """Where nothing is archived the tables go and come."""
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    for each in (ledger, opened):
+        with each.database.writer.connect() as connection, connection.begin() as transaction:
+            config.attributes["connection"] = connection
+            if each is opened:
+                with pytest.raises(RuntimeError, match="archived"):
+                    command.downgrade(config, "0005")
+            else:
+                command.downgrade(config, "0005")
+                command.upgrade(config, "head")
+            transaction.rollback()
+    assert count(ledger, "openings") == 0
+    assert verify(opened).problems == []

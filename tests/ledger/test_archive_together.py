@@ -128,12 +128,20 @@ def test_one_that_is_killed_leaves_no_trace(url: str, ledger: Ledger) -> None:
     assert verify(ledger).problems == []
 
 
-def test_who_is_busy_is_left_for_the_next_time(url: str, ledger: Ledger) -> None:
-    """It waits for nobody."""
+@pytest.mark.parametrize(
+    "business",
+    [
+        "SELECT * FROM credit_balances WHERE account_id = 1 FOR UPDATE",
+        "UPDATE accounts SET user_id = 'anna' WHERE id = 1",
+    ],
+)
+def test_who_is_busy_is_left_for_the_next_time(business: str, url: str, ledger: Ledger) -> None:
+    """It waits for nobody: who is renamed would wait for it in turn."""
     with psycopg.connect(url) as holder:
-        holder.execute("SELECT * FROM credit_balances WHERE account_id = 1 FOR UPDATE")
+        holder.execute(business.encode())
         archive(url, at("04-04"))
         assert [len(history(ledger, name)) for name in ("ann", "ben")] == [5, 1]
+        holder.rollback()
     archive(url, at("04-04"))
     assert [len(history(ledger, name)) for name in ("ann", "ben")] == [1, 1]
 
