@@ -68,11 +68,7 @@ def upgrade():
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name=op.f("ck_grant_openings_type"),
         ),
-        sa.ForeignKeyConstraint(
-            ["account_id", "sequence"],
-            ["openings.account_id", "openings.sequence"],
-            name=op.f("fk_grant_openings_account_id_sequence"),
-        ),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_grant_openings_account_id")),
         sa.ForeignKeyConstraint(["grant_id"], ["grants.id"], name=op.f("fk_grant_openings_grant_id")),
         sa.PrimaryKeyConstraint("account_id", "sequence", "grant_id", "type", name=op.f("pk_grant_openings")),
         sqlite_strict=True,

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, Connection, ForeignKeyConstraint, Index, func, select
+from sqlalchemy import CheckConstraint, Connection, Index, func, select
 from sqlmodel import SQLModel
 
 from polarcredits.errors import InvalidInput
@@ -28,7 +28,6 @@ class GrantOpening(SQLModel, table=True):
 
     __tablename__ = "grant_openings"
     __table_args__ = (
-        ForeignKeyConstraint(["account_id", "sequence"], ["openings.account_id", "openings.sequence"]),
         CheckConstraint(
             "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
             name="type",
@@ -36,7 +35,7 @@ class GrantOpening(SQLModel, table=True):
         Index("ix_grant_openings_grant", "grant_id"),
         STRICT,
     )
-    account_id: int = integer(key=True)
+    account_id: int = integer(key=True, to="accounts.id")
     sequence: int = integer(key=True)
     grant_id: int = integer(key=True, to="grants.id")
     type: str = text(key=True)
