@@ -12,6 +12,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, exc, text
 
 from polarcredits.ledger import schema
+from polarcredits.ledger.laws import suspects
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.webhooks.fixtures import Story
@@ -20,18 +21,16 @@ from tests.ledger.conftest import copy_of_template
 from tests.ledger.worlds import at, catalog, feed
 
 GUARDED = ["credit_transactions", "openings", "grant_openings"]
+FIRST = "(SELECT min(sequence) FROM openings WHERE account_id = 1)"
 DAMAGE = [
     ("UPDATE openings SET balance = balance + 1", {"opening", "balance_after"}),
-    (
-        "UPDATE openings SET balance = balance + 1 WHERE sequence = (SELECT min(sequence) FROM openings)",
-        {"opening"},
-    ),
+    (f"UPDATE openings SET balance = balance + 1 WHERE sequence = {FIRST}", {"opening"}),
     ("UPDATE openings SET occurred_at = occurred_at + 99999999999999", {"time"}),
     ("DELETE FROM grant_openings; DELETE FROM openings", {"gap", "balance_after", "grant"}),
     ("DELETE FROM grant_openings", {"opening", "grant"}),
     ("UPDATE grant_openings SET sequence = sequence + 1", {"opening"}),
     ("DELETE FROM openings", {"gap", "balance_after", "balance"}),
-    ("DELETE FROM openings WHERE sequence = (SELECT min(sequence) FROM openings)", {"opening"}),
+    (f"DELETE FROM openings WHERE sequence = {FIRST}", {"opening"}),
     ("DELETE FROM grant_openings WHERE type = 'reversal'", {"opening", "grant", "used"}),
     ("UPDATE grant_openings SET amount = amount + 1 WHERE type = 'grant'", {"opening", "grant"}),
     ("UPDATE grant_openings SET amount = amount - 1 WHERE type = 'deduct'", {"opening", "used"}),
@@ -50,10 +49,19 @@ DAMAGE = [
 ]
 """Statements, which are confined to Ann's account, and laws that must be named."""
 
+DAMAGE_ALONE = [
+    ("UPDATE credit_transactions SET amount = amount - 1", {"balance_after"}),
+    (
+        "INSERT INTO credit_transactions SELECT * FROM credit_transactions_archive WHERE type = 'deduct'",
+        {"opening"},
+    ),
+]
+"""The same on Cid's: deductions that no grant and no predecessor, but the openings alone can speak of."""
+
 
 @pytest.fixture(scope="module")
 def opened(postgres: str) -> Iterator[Ledger]:
-    """Ann and Ben, who were archived twice and have some entries left."""
+    """Ann and Ben, who were archived twice and have some entries left, and Cid, of whom one is."""
     url = copy_of_template(postgres)
     with Ledger(url, catalog()) as ledger:
         for name in ("ann", "ben"):
@@ -66,31 +74,43 @@ def opened(postgres: str) -> Iterator[Ledger]:
             ledger.deduct(name, 4, at=at("05-03"))
             ledger.grant(name, 4, at=at("05-04"))
             ledger.deduct(name, 5, at=at("05-05"))
+        ledger.grant("cid", 50, create=True, at=at("04-01"))
+        ledger.deduct("cid", 5, at=at("05-01"))
+        ledger.grant("cid", 50, at=at("05-02"))
+        ledger.deduct("cid", 6, at=at("05-05"))
         archive(url, at("04-30"))
         archive(url, at("05-04"))
         yield ledger
 
 
-def harm(connection: Connection, damage: str) -> None:
-    """Run the statements of *damage* on Ann's account; each must hit something."""
+def harm(connection: Connection, damage: str, account: int) -> None:
+    """Run the statements of *damage* on one account; each must hit something."""
     for table in GUARDED:
         connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER USER"))
     for statement in damage.split(";"):
         joint = "AND" if "WHERE" in re.sub("[(].*[)]", "", statement) else "WHERE"
-        sql = f"{statement} {joint} account_id = 1"
+        sql = f"{statement} {joint} account_id = {account}"
         assert connection.execute(text(sql)).rowcount > 0
 
 
-@pytest.mark.parametrize(("damage", "laws"), DAMAGE)
-def test_damage_is_named(damage: str, laws: set[str], opened: Ledger) -> None:
+def test_nobody_is_suspected(opened: Ledger) -> None:
+    """What is archived and undamaged is not looked at account by account."""
+    assert count(opened, "openings") == 6
+    assert suspects(opened, lambda done, total: None) == set()
+
+
+@pytest.mark.parametrize(
+    ("user", "damage", "laws"),
+    [*(("ann", *each) for each in DAMAGE), *(("cid", *each) for each in DAMAGE_ALONE)],
+)
+def test_damage_is_named(user: str, damage: str, laws: set[str], opened: Ledger) -> None:
     """Both the look at everybody and the look at one user name it; nobody else is accused."""
-    assert count(opened, "openings") == 4
     with opened.rehearse() as stage:
-        stage.reading(lambda connection: harm(connection, damage))
+        stage.reading(lambda connection: harm(connection, damage, {"ann": 1, "cid": 3}[user]))
         found = verify(stage).problems
         assert laws <= {problem.code for problem in found}
-        assert {problem.user for problem in found} == {"ann"}
-        assert verify(stage, user="ann").problems == found
+        assert {problem.user for problem in found} == {user}
+        assert verify(stage, user=user).problems == found
         assert verify(stage, user="ben").problems == []
     assert verify(opened).problems == []
 
