@@ -4,14 +4,14 @@ import os
 
 from alembic import context
 
-from polarcredits.ledger import tables
+from polarcredits.ledger import archived
 from polarcredits.ledger.database import Database
 
 
 def run(connection):
     context.configure(
         connection=connection,
-        target_metadata=tables.SQLModel.metadata,
+        target_metadata=archived.SQLModel.metadata,
         render_as_batch=True,
         transactional_ddl=True,
     )

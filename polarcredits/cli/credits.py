@@ -13,7 +13,7 @@ from polarcredits.cli.documents import (
     receipt_document,
     transaction_document,
 )
-from polarcredits.cli.output import emit, number, say, table, when
+from polarcredits.cli.output import emit, hint, number, say, table, when
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -273,6 +273,7 @@ def history(
     plot: Annotated[bool, typer.Option(help="Draw the balance over time.")] = False,
 ) -> None:
     """List entries, newest first. Example: polarcredits credits history alice --type deduct"""
+    from polarcredits.ledger.views import archived
     from polarcredits.ledger.views import history as entries
 
     with context.ledger() as ledger:
@@ -284,6 +285,7 @@ def history(
             type=type,
             limit=limit,
         )
+        opened = archived(ledger, user) if len(found) < limit else None
 
     def people() -> None:
         if plot:
@@ -303,6 +305,8 @@ def history(
         table(("when", "type", "credits", "balance", "for"), rows, empty="No entries.")
 
     emit({"transactions": [transaction_document(entry) for entry in found]}, people)
+    if opened is not None:
+        hint(f"Entries up to {when(opened)} are archived.")
 
 
 def _plot(balances: list[int]) -> list[str]:

@@ -20,10 +20,31 @@ CHAIN = text("""
 SELECT DISTINCT e.account_id FROM credit_transactions e
 LEFT JOIN credit_transactions p ON p.account_id = e.account_id AND p.sequence = e.sequence - 1
 WHERE e.account_id >= :first AND e.account_id < :beyond AND (
-  e.balance_after - e.amount <> coalesce(p.balance_after, 0)
-  OR (p.sequence IS NULL AND e.sequence <> 1) OR p.occurred_at > e.occurred_at)
+  e.balance_after - e.amount <> p.balance_after OR p.occurred_at > e.occurred_at
+  OR (p.sequence IS NULL AND (e.sequence <> 1 OR e.balance_after <> e.amount)
+   AND NOT EXISTS (SELECT 1 FROM openings o
+    WHERE o.account_id = e.account_id AND o.sequence = e.sequence - 1
+     AND o.balance = e.balance_after - e.amount AND o.occurred_at <= e.occurred_at)))
 """)
-"""Each entry follows the one before it: no gap, its balance after, its time. So the last one has the sum."""
+"""Each entry follows the one before it, or an opening: no gap, its balance after, its time.
+
+So the last one has the sum.
+"""
+
+OPENINGS = text("""
+SELECT account_id FROM (
+  SELECT o.account_id, o.balance
+   - coalesce(lag(o.balance) OVER (PARTITION BY o.account_id ORDER BY o.sequence), 0)
+   - (SELECT coalesce(sum(g.amount), 0) FROM grant_openings g
+    WHERE g.account_id = o.account_id AND g.sequence = o.sequence) AS off
+  FROM openings o WHERE o.account_id >= :first AND o.account_id < :beyond
+) AS each_opening WHERE off <> 0
+UNION
+SELECT o.account_id FROM openings o
+WHERE o.account_id >= :first AND o.account_id < :beyond AND EXISTS (
+  SELECT 1 FROM credit_transactions e WHERE e.account_id = o.account_id AND e.sequence <= o.sequence)
+""")
+"""What is archived adds up to its opening, grant by grant, and nothing of it is among the entries."""
 
 BALANCES = text("""
 SELECT a.id FROM accounts a
@@ -70,6 +91,9 @@ SELECT DISTINCT g.account_id FROM grants g JOIN (
     UNION ALL
     SELECT grant_id, amount, 0, 0 FROM credit_transactions WHERE grant_id IS NOT NULL
     UNION ALL
+    SELECT grant_id, amount, CASE WHEN type IN ('deduct', 'reversal') THEN -amount ELSE 0 END, 0
+    FROM grant_openings
+    UNION ALL
     SELECT grant_id, balance_to - balance_from, balance_from - balance_to, 0 FROM grant_draws
     UNION ALL
     SELECT grant_id, share, -share, 0 FROM (
@@ -90,7 +114,7 @@ SELECT DISTINCT g.account_id FROM grants g JOIN (
   ) AS lines GROUP BY grant_id HAVING sum(moved) <> 0 OR sum(spent) <> 0 OR sum(carried) <> 0
 ) AS broken ON broken.grant_id = g.id
 """)
-"""Each grant's remaining, used and carried credits against the entries, draws and carries that moved it."""
+"""Each grant's remaining, used and carried credits against the entries, openings, draws and carries."""
 
 
 def suspects(ledger: Ledger, progress: Callable[[int, int], None]) -> set[int]:
@@ -104,7 +128,7 @@ def suspects(ledger: Ledger, progress: Callable[[int, int], None]) -> set[int]:
         return _by_steps(connection, (CHAIN,), progress)
 
     def holdings(connection: Connection) -> set[int]:
-        found = _by_steps(connection, (BALANCES, HOLDINGS, DRAWS), lambda done, total: None)
+        found = _by_steps(connection, (BALANCES, OPENINGS, HOLDINGS, DRAWS), lambda done, total: None)
         return found | set(connection.execute(MOVEMENTS).scalars())
 
     if ledger.joined is not None:

@@ -18,6 +18,7 @@ from polarcredits.billing import LIVE, Subscription
 from polarcredits.entitlements import AccountFacts, entitlements, subjects
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import LoadedAccount
+from polarcredits.ledger.archived import grant_openings, refuse_archived
 from polarcredits.ledger.known import account_facts
 from polarcredits.ledger.reconcile import Settled, known_terms
 from polarcredits.ledger.reversal import overlap
@@ -47,7 +48,7 @@ def movements(
     for row, lot in _entries(connection, account, set(place), stop):
         number = book.lots.index(lot) if lot is not None else place[row["grant_id"]]
         found[number].append(_line(row, row["amount"]))
-    for number, line in _spent(connection, account, place, stop):
+    for number, line in [*_archived(connection, place), *_spent(connection, account, place, stop)]:
         found[number].append(line)
     for carry in book.carries:
         since = carry.target.effective_at
@@ -76,6 +77,15 @@ def _entries(
         if lot is not None and (stop is None or row["occurred_at"] <= stop)
     ]
     return rows
+
+
+def _archived(connection: Connection, place: dict[int, int]) -> Iterator[tuple[int, Movement]]:
+    """Yield what archived entries moved in sum: all of them lie before any time that can be asked for."""
+    query = select(grant_openings).where(grant_openings.c.grant_id.in_(place))
+    for row in connection.execute(query.order_by(*grant_openings.primary_key)):
+        when = from_micros(row.occurred_at)
+        line = Movement(type=row.type, amount=row.amount, occurred_at=when, cause="archived")
+        yield place[row.grant_id], line
 
 
 def _line(row: dict[str, Any], amount: int) -> Movement:
@@ -176,7 +186,11 @@ def _reversed(
 
 
 def as_it_was(connection: Connection, catalog: Catalog, account: LoadedAccount, at: datetime) -> Settled:
-    """Return an account as its entries up to *at* tell, with expiry and lapse applied at *at*."""
+    """Return an account as its entries up to *at* tell, with expiry and lapse applied at *at*.
+
+    Raises InvalidInput where they are archived.
+    """
+    refuse_archived(connection, account.id, at)
     lines = movements(connection, account, at)
     facts = account_facts(connection, account.user)
     changed_since = account.loaded_at > to_micros(at) or _latest_news(facts) > at

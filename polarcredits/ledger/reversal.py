@@ -6,15 +6,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
-from polarcredits.errors import InvalidInput
+from polarcredits.errors import InvalidInput, NotFound
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, Details
+from polarcredits.ledger.archived import is_archived
 from polarcredits.ledger.keeping import save
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at
 from polarcredits.ledger.requests import refuse_if_reversed
-from polarcredits.ledger.values import no_transaction, parse_transaction_id
+from polarcredits.ledger.values import no_transaction, parse_transaction_id, transaction_id
 from polarcredits.plans import Catalog
 
 
@@ -26,15 +27,12 @@ def give_back(
     Raises NotFound, InvalidInput (no deduction) or AlreadyReversed.
     """
     own, sequence = parse_transaction_id(id)
-    tx, a = t.transactions.c, t.accounts.c
-    wanted = select(t.transactions).where(tx.account_id == own, tx.sequence == sequence)
-    entry = connection.execute(wanted).first()
-    if entry is None:
+    a = t.accounts.c
+    owner = connection.execute(select(func.coalesce(a.alias_of, a.id)).where(a.id == own)).scalar()
+    if owner is None:
         raise no_transaction(id)
-    if entry.type != "deduct":
-        raise InvalidInput(f"{id} is a {entry.type}; only a deduct can be reversed.")
-    alias = connection.execute(select(a.alias_of).where(a.id == own)).scalar()
-    account = settle(connection, catalog, alias or own, call, lock=True).account
+    account = settle(connection, catalog, owner, call, lock=True).account
+    entry = _deduction(connection, own, sequence)  # under the lock: what is archived waits for it
     refuse_if_reversed(connection, own, sequence)
     refuse_earlier(account, call)
     save(connection, account, call)
@@ -49,6 +47,19 @@ def give_back(
         lot.used -= credits
         lot.remaining += credits
     return row, true_at(connection, catalog, account, call)
+
+
+def _deduction(connection: Connection, account: int, sequence: int) -> Row[Any]:
+    tx, id = t.transactions.c, transaction_id(account, sequence)
+    wanted = select(t.transactions).where(tx.account_id == account, tx.sequence == sequence)
+    entry = connection.execute(wanted).first()
+    if entry is None and is_archived(connection, account, sequence):
+        raise NotFound(f"Transaction {id!r} is archived and cannot be reversed any more.", transaction=id)
+    if entry is None:
+        raise no_transaction(id)
+    if entry.type != "deduct":
+        raise InvalidInput(f"{id} is a {entry.type}; only a deduct can be reversed.")
+    return entry
 
 
 def shares(connection: Connection, entry: Row[Any]) -> dict[int, int]:

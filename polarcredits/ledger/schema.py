@@ -11,7 +11,7 @@ from sqlalchemy import Connection, inspect, text
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database, failures, private_file, sqlite_path
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it to what Alembic finds."""
 
 

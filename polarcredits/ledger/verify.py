@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from polarcredits.errors import PolarCreditsError
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.archived import grant_openings, openings
 from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.keeping import load
 from polarcredits.ledger.laws import suspects
@@ -45,9 +46,14 @@ def verify(
     Everybody's are recomputed by set; only an account that breaks a law is then looked at by itself.
     `progress` is called with (done, total) accounts.
     """
-    a, b = t.accounts.c, t.balances.c
-    count = select(func.count(a.id), func.coalesce(func.sum(b.sequence), 0))
-    count = count.select_from(t.accounts.outerjoin(t.balances, b.account_id == a.id))
+    a, b, o = t.accounts.c, t.balances.c, openings.c
+    archived = select(o.account_id, func.max(o.sequence).label("sequence")).group_by(o.account_id).subquery()
+    there = b.sequence - func.coalesce(archived.c.sequence, 0)
+    count = select(func.count(a.id), func.coalesce(func.sum(there), 0)).select_from(
+        t.accounts.outerjoin(t.balances, b.account_id == a.id).outerjoin(
+            archived, archived.c.account_id == a.id
+        )
+    )
     suspected = suspects(ledger, progress) if user is None else set()
 
     def work(connection: Connection) -> Verified:
@@ -78,13 +84,19 @@ def _account(connection: Connection, account: int, user: str) -> list[Problem]:
     stored = connection.execute(select(t.balances).where(b.account_id == account)).first()
     if stored is None:
         return [_problem("no_balance", user, "there is no balance row")]
+    problems = list(_openings(connection, account, user))
+    o = openings.c
+    opened = connection.execute(
+        select(o.balance, o.sequence, o.occurred_at)
+        .where(o.account_id == account)
+        .order_by(o.sequence.desc())
+    ).first()
+    balance, sequence, occurred = opened or (0, 0, 0)
     entries = connection.execute(
         select(tx.sequence, tx.amount, tx.balance_after, tx.occurred_at)
-        .where(tx.account_id == account)
+        .where(tx.account_id == account, tx.sequence > sequence)
         .order_by(tx.sequence)
     )
-    problems: list[Problem] = []
-    balance = sequence = occurred = 0
     for entry in entries:
         balance += entry.amount
         sequence += 1
@@ -109,6 +121,23 @@ def _account(connection: Connection, account: int, user: str) -> list[Problem]:
         *_draws(connection, account, user),
         *_grants(connection, account, user, stored.balance),
     ]
+
+
+def _openings(connection: Connection, account: int, user: str) -> Iterable[Problem]:
+    """Check that what is archived adds up to its openings, and that nothing of it is among the entries."""
+    o, g, tx = openings.c, grant_openings.c, t.transactions.c
+    moved = select(func.coalesce(func.sum(g.amount), 0)).where(g.account_id == account)
+    balance = sequence = 0
+    for opening in connection.execute(select(openings).where(o.account_id == account).order_by(o.sequence)):
+        sequence, change = opening.sequence, opening.balance - balance
+        told = connection.execute(moved.where(g.sequence == sequence)).scalar_one()
+        if told != change:
+            detail = f"entries archived up to {sequence} add up to {change}, their grants moved by {told}"
+            yield _problem("opening", user, detail)
+        balance = opening.balance
+    archived = select(tx.sequence).where(tx.account_id == account, tx.sequence <= sequence)
+    for entry in connection.execute(archived.order_by(tx.sequence)).scalars():
+        yield _problem("opening", user, f"entry {entry} is there, yet archived up to {sequence}")
 
 
 def _draws(connection: Connection, account: int, user: str) -> Iterable[Problem]:

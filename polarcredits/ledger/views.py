@@ -17,6 +17,7 @@ from polarcredits.errors import InvalidInput, NotFound
 from polarcredits.facts import OrderFact
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
+from polarcredits.ledger.archived import archived_until
 from polarcredits.ledger.facts import observed
 from polarcredits.ledger.identity import account_of, find
 from polarcredits.ledger.ledger import Ledger
@@ -178,6 +179,11 @@ def history(
         return [transaction(row._asdict(), names[row.account_id]) for row in rows]
 
     return ledger.reading(work)
+
+
+def archived(ledger: Ledger, user: str) -> datetime | None:
+    """Return the time of a user's last archived entry: `history` goes no further back. Raises UnknownUser."""
+    return ledger.reading(lambda connection: archived_until(connection, account_of(connection, user)))
 
 
 def balances(

@@ -15,6 +15,7 @@ from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
 from polarcredits.webhooks.fixtures import Story
 from tests.benchmarks.bulk import fill
+from tests.ledger.archives import archive, count
 from tests.ledger.conftest import copy_of_template
 from tests.ledger.worlds import at, catalog, dump, feed
 
@@ -59,6 +60,17 @@ def test_the_program_works_on_partitions(parted: str) -> None:
         feed(ledger, Story("ben", at=at("04-01")).purchase("pro"))
         assert len(history(ledger, "user-7")) == 9
         assert verify(ledger).problems == []
+
+
+def test_partitions_are_archived(parted: str) -> None:
+    """The same lines do it; the guards stand as before."""
+    archive(parted, at("04-20"), step=9)
+    with Ledger(parted, catalog()) as ledger:
+        assert count(ledger, "openings") == 61
+        assert verify(ledger).problems == []
+        assert [len(history(ledger, user)) for user in ("user-7", "user-8", "ann")] == [8, 4, 3]
+        with psycopg.connect(parted) as connection, pytest.raises(psycopg.errors.RaiseException):
+            connection.execute("DELETE FROM credit_transactions")
 
 
 @pytest.mark.parametrize("table", ["credit_transactions", "credit_transactions_3"])
