@@ -139,7 +139,10 @@ def _usual_config(here: Path) -> Path | None:
     import platformdirs
 
     own = Path(platformdirs.user_config_dir("polarcredits")) / FILE
-    return own if own.exists() else None
+    try:
+        return own if own.exists() else None
+    except PermissionError:
+        return None
 
 
 def _text(path: Path) -> str:

@@ -16,6 +16,9 @@ class Postgres(Protocol):
     def get_uri(self) -> str:
         """Return the URL of an empty database."""
 
+    def get_pid(self) -> int | None:
+        """Return the id of its first process."""
+
     def start(self) -> None:
         """Start it."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,25 @@ def test_the_real_environment_wins_over_dotenv(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("")
     settings = load_settings(environ={}, cwd=other, config=tmp_path / "mine.toml")
     assert (settings.environment, settings.config_path) == ("production", tmp_path / "mine.toml")
+
+
+def test_a_home_that_may_not_be_looked_into_has_no_file() -> None:
+    """Under systemd's ProtectHome the user's own folder cannot even be asked for."""
+    program = (
+        "import os, sys, platformdirs.unix; from pathlib import Path\n"
+        "from polarcredits.settings import load_settings\n"
+        "os.geteuid() == 0 and os.setuid(65534)\n"
+        "os.environ['XDG_CONFIG_HOME'] = sys.argv[1]\n"
+        "print(load_settings(environ={}, cwd=Path(sys.argv[2])).config_path)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        closed = Path(folder, "home")
+        closed.mkdir(mode=0o000)
+        found = subprocess.run(
+            [sys.executable, "-c", program, closed, folder], capture_output=True, text=True, check=False
+        )
+    assert (found.stdout, found.stderr) == ("None\n", "")
 
 
 def test_where_the_file_is_looked_for(tmp_path: Path) -> None:

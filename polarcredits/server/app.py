@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -43,9 +43,7 @@ def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIA
         finally:
             for task in beside:
                 task.cancel()
-            for task in beside:
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*beside, return_exceptions=True)
             await receiver.close()
 
     app = Starlette(

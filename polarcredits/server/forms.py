@@ -45,5 +45,13 @@ def refuse_foreign(request: Request, public_url: str | None) -> None:
         raise Foreign("The form was sent from another site.")
     origin = request.headers.get("origin", "null")
     ours = {request.headers.get("host"), urlsplit(public_url or "").netloc}
-    if site is None and origin != "null" and urlsplit(origin).netloc not in ours:
+    if site is None and origin != "null" and _host_of(origin) not in ours:
         raise Foreign("The form was sent from another site.")
+
+
+def _host_of(origin: str) -> str | None:
+    """Return the host and port of an Origin header, None where it has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from polarcredits.server.log import STDERR, json_line
@@ -107,6 +108,7 @@ class Supervisor:
 
 
 def _tell(event: str, **fields: object) -> None:
-    """Write a line if stderr takes it at once: nobody waits for a log, and here is no thread for it."""
-    if select.select([], [STDERR], [], 0)[1]:
-        os.write(STDERR, json_line(event, level="warning", **fields))
+    """Write a line if stderr is there and takes it at once: nobody waits for a log, or ends for it."""
+    with suppress(OSError):
+        if select.select([], [STDERR], [], 0)[1]:
+            os.write(STDERR, json_line(event, level="warning", **fields))

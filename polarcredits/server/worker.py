@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +29,8 @@ from polarcredits.webhooks.inbox import Inbox
 
 GRACE_SECONDS = 10
 """How long what is in flight may take once a worker is told to stop."""
+STOP_SECONDS = 14.0
+"""When a worker that was told to stop ends come what may: what it has not answered is not acknowledged."""
 BUSY_SECONDS = 3.0
 """How long a lock of the database is waited for: twice that is still well within Polar's 10 s."""
 _COLLECTED_AFTER = (10_000, 10, 10)
@@ -50,8 +54,12 @@ class _Server(Server):
                 signal.signal(each, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note the signal and begin to stop."""
-        self.stopped_by = self.stopped_by or sig
+        """Note the signal and begin to stop; a database that hangs does not keep the process."""
+        if self.stopped_by is None:
+            self.stopped_by = sig
+            last = threading.Timer(STOP_SECONDS, os._exit, [1])
+            last.daemon = True
+            last.start()
         super().handle_exit(sig, frame)
 
 

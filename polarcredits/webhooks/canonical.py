@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+DEEPEST = 100
+"""How many levels of lists and objects a payload may have; Polar's have about eight."""
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -31,11 +33,28 @@ def load_json(raw: bytes, *, finite: bool = True) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     try:
-        if finite:
-            return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite) if finite else json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > DEEPEST:
+        _refuse_depth(value)
+    return value
+
+
+def _refuse_depth(value: object) -> None:
+    """Raise ValueError for more levels than whoever reads it again later can surely have on its stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _within(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _refuse(text: str) -> float:

@@ -116,6 +116,24 @@ def test_graceful_stop(workers: str, sig: int, code: int, tmp_path: Path) -> Non
         assert server.process.wait(10) == code
 
 
+def test_a_log_that_nobody_reads_ends_no_server(tmp_path: Path) -> None:
+    """A worker that dies is replaced also when stderr is a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    with serving(tmp_path / "run", sqlite(tmp_path), options=["--workers", "2"], stderr=writer) as server:
+        os.close(writer)
+        os.close(reader)
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        before = set(children.read_text().split())
+        assert len(before) == 2
+        os.kill(int(min(before)), signal.SIGKILL)
+        until = time.monotonic() + 20
+        while len(now := set(children.read_text().split())) < 2 or now == before:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert server.get("/healthz")[0] == 200
+        assert server.stop() == 0
+
+
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     """Others serve meanwhile; figures of all of them, the dead one's too, are added up."""
     with serving(tmp_path / "run", sqlite(tmp_path), options=["--workers", "2"]) as server:

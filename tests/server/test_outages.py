@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -63,6 +65,24 @@ def test_postgresql_restarted_under_load(own_postgres: Postgres, tmp_path: Path)
         assert "polarcredits_database_up 1.0" in server.get("/metrics")[1]
     assert len(taken) == 300
     assert stored(url) == set(taken)
+
+
+def test_a_database_that_hangs_keeps_no_server(own_postgres: Postgres, tmp_path: Path) -> None:
+    """A server that is told to stop while its database never answers ends by itself, and says so."""
+    told_of = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
+    with serving(tmp_path / "run", own_postgres.get_uri()) as server:
+        assert post(server.port, told("before", told_of)).status == 202
+        main = own_postgres.get_pid()
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        stopped = [pid for pid in (main, *map(int, children)) if pid is not None]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert post(server.port, told("hanging", told_of)).status == 503
+            assert server.stop() == 1
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_forms_that_are_no_good(shop: Market) -> None:
         (403, post("/checkout", data=body, headers={"sec-fetch-site": "cross-site"})),
         (403, post("/checkout", data=body, headers={"sec-fetch-site": "same-site"})),
         (403, post("/checkout", data=body, headers={"origin": "https://elsewhere.example"})),
+        (403, post("/checkout", data=body, headers={"origin": "http://[x"})),
         (403, post(f"/billing/{shop.token(user)}/portal", headers={"sec-fetch-site": "cross-site"})),
         (422, post("/checkout", content=b"offer=" + b"x" * 20_000)),
         (422, post("/checkout", content="offer=é".encode())),

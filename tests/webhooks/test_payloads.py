@@ -19,6 +19,7 @@ from polarcredits.facts import (
     SubscriptionFact,
 )
 from polarcredits.periods import to_micros
+from polarcredits.webhooks.canonical import DEEPEST, load_json
 from polarcredits.webhooks.payloads import (
     KNOWN_TYPES,
     PayloadError,
@@ -297,6 +298,20 @@ def test_canonical_json() -> None:
         nested = [nested]
     with pytest.raises(PayloadError, match="too deeply"):
         read_facts("order.paid", ORDER | {"nested": nested}, NOW)
+
+
+def test_nesting_has_one_bound_however_deep_the_stack_is() -> None:
+    """What is taken once can be read again anywhere; brackets in a text are no nesting."""
+
+    def nested(levels: int) -> bytes:
+        return b'{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+    assert load_json(nested(DEEPEST)) == load_json(nested(DEEPEST), finite=False)
+    assert load_json(json.dumps({"a": "[" * 500}).encode()) == {"a": "[" * 500}
+    assert load_json(b"[" + b",".join([b"[]"] * 500) + b"]") == [[]] * 500
+    for levels in (DEEPEST + 1, 900, 100_000):
+        with pytest.raises(ValueError, match="too deeply"):
+            load_json(nested(levels))
 
 
 JSON = st.recursive(
