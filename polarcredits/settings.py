@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,10 @@ def load_settings(
     )
 
 
+_UNFIT = re.compile(r"[^!#-;=?-~]")
+"""What an address must not have as it is: spaces, quotes, angle brackets, what is not ASCII."""
+
+
 def _public_url(given: str | None) -> str | None:
     """Return where the pages are reached, without a slash at the end."""
     if given is None:
@@ -113,7 +118,7 @@ def _public_url(given: str | None) -> str | None:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment or parts.username or not given.isprintable():
+    if not usable or parts.query or parts.fragment or parts.username or _UNFIT.search(given):
         raise ConfigError(
             f"POLARCREDITS_PUBLIC_URL {given!r} is no address such as https://example.com.",
             setting="POLARCREDITS_PUBLIC_URL",

@@ -85,6 +85,9 @@ def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
     [
         ({"POLAR_ENVIRONMENT": "staging"}, "POLAR_ENVIRONMENT"),
         ({"POLARCREDITS_CONFIG": "no-such.toml"}, "no-such.toml"),
+        ({"POLARCREDITS_PUBLIC_URL": "https://example.com/a b"}, "POLARCREDITS_PUBLIC_URL"),
+        ({"POLARCREDITS_PUBLIC_URL": 'https://example.com/"'}, "POLARCREDITS_PUBLIC_URL"),
+        ({"POLARCREDITS_PUBLIC_URL": "https://example.com/<x>"}, "POLARCREDITS_PUBLIC_URL"),
         ({"POLARCREDITS_DATABASE_URL": "mysql://u:pa55@h/d"}, "POLARCREDITS_DATABASE_URL"),
     ],
 )

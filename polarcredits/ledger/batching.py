@@ -135,11 +135,12 @@ class Group(Generic[Q, A]):
 
     def _wait(self, ticket: _Ticket[Q, A], gate: threading.Lock) -> bool:
         """Return when the ticket is answered (False) or is to lead (True)."""
+        answered = False
         try:
-            gate.acquire()
-        except BaseException:
-            self._leave(ticket)
-            raise
+            answered = gate.acquire()
+        finally:
+            if not answered:
+                self._leave(ticket)
         return ticket.leads
 
     def _leave(self, ticket: _Ticket[Q, A]) -> None:

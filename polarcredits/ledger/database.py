@@ -1,15 +1,13 @@
 """The engine and its transactions: the one place that begins, commits, retries and names failures.
 
-SQLite: WAL, `synchronous=FULL` (acknowledged means on disk) and BEGIN IMMEDIATE for every write.
+SQLite: see `sqlite_file`; one thread of a process writes at a time.
 PostgreSQL: READ COMMITTED with row locks for writes, one snapshot for a read.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -17,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, create_engine, exc
 from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
+from polarcredits.ledger.sqlite_file import WRITES, patience_of, sqlite_engine
 
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
-_LOOK_SECONDS = 0.001
 _RETRIES = 8
 _AGAIN = frozenset({"40001", "40P01", "23505"})
 _POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
@@ -53,55 +51,7 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
             bounds = _postgres_bounds(busy_seconds)
             options["connect_args"] |= {n: value for n, value in bounds.items() if n not in parsed.query}
         return create_engine(parsed, pool_pre_ping=True, **options)
-    patience = _sqlite_patience(parsed, busy_seconds)
-    engine = create_engine(parsed, connect_args={"check_same_thread": False, "timeout": patience})
-
-    def configure(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    def begin(connection: Connection) -> None:
-        run = connection.exec_driver_sql
-        if not connection.get_execution_options().get("sqlite_writes"):
-            run("BEGIN DEFERRED")
-            return
-        run("PRAGMA busy_timeout=0")
-        try:
-            begin_writing(lambda: run("BEGIN IMMEDIATE"), patience)
-        finally:
-            run(f"PRAGMA busy_timeout={round(patience * 1000)}")
-
-    event.listen(engine, "connect", configure)
-    event.listen(engine, "begin", begin)
-    return engine
-
-
-def begin_writing(begin: Callable[[], object], patience: float) -> None:
-    """Run SQLite's BEGIN IMMEDIATE, without a busy timeout, until the write lock is free.
-
-    SQLite's own wait looks ever more seldom, up to ten times a second: beside a process that writes
-    without pause it finds the lock free only by luck, and starves.
-    """
-    until = None
-    while True:
-        try:
-            begin()
-            return
-        except (sqlite3.OperationalError, exc.OperationalError) as error:
-            until = until or time.monotonic() + patience
-            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
-            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
-                raise
-        time.sleep(_LOOK_SECONDS)
-
-
-def _sqlite_patience(url: URL, busy_seconds: float | None) -> float:
-    given = url.query.get("timeout")
-    try:
-        return busy_seconds or BUSY_SECONDS if given is None else float(str(given))
-    except ValueError:
-        raise DatabaseError(f"timeout in the database URL must be seconds, not {given!r}.") from None
+    return sqlite_engine(parsed, patience_of(parsed, busy_seconds or BUSY_SECONDS))
 
 
 def _pool(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -164,13 +114,13 @@ class Database:
     def __init__(self, url: str, *, busy_seconds: float | None = None) -> None:
         self.engine = make_engine(url, busy_seconds=busy_seconds)
         self.sqlite = self.engine.dialect.name == "sqlite"
-        writing = {"sqlite_writes": True} if self.sqlite else {}
+        writing = {WRITES: True} if self.sqlite else {}
         reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self.patience = _sqlite_patience(self.engine.url, busy_seconds)
-        """How many seconds are waited for a turn to write, and for SQLite's write lock."""
+        self.patience = patience_of(self.engine.url, busy_seconds or BUSY_SECONDS) if self.sqlite else 0.0
+        """How many seconds are waited for a turn to write to SQLite, and then for its write lock."""
         self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else nullcontext()
         _databases.add(self)
 
@@ -259,15 +209,6 @@ def named(error: exc.DBAPIError) -> DatabaseError:
             f"The database cannot be reached: {text}. Is it running, and is POLARCREDITS_DATABASE_URL right?"
         )
     return DatabaseError(f"The database refused: {text}")
-
-
-def private_file(path: Path, wanted: Path) -> None:
-    """Make an empty file that only its owner can read; errors name the file that was *wanted*."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise DatabaseError(f"Cannot make the database {wanted}: {error.strerror}.") from error
 
 
 def insert_once(connection: Connection, table: Table, **values: object) -> bool:

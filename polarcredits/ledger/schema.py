@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.database import Database, failures, private_file, sqlite_path
+from polarcredits.ledger.database import Database, failures, sqlite_path
+from polarcredits.ledger.sqlite_file import private_file
 
 HEAD = "0006"
 """The newest migration; a test holds it to what Alembic finds."""

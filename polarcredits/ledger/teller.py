@@ -15,9 +15,10 @@ from weakref import WeakSet
 from sqlalchemy import exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from polarcredits.ledger.database import Database, again, begin_writing, failures
+from polarcredits.ledger.database import Database, again, failures
 from polarcredits.ledger.hotpath import Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
+from polarcredits.ledger.sqlite_file import begin_writing, is_current
 
 _STALE_SECONDS = 5.0
 
@@ -50,21 +51,21 @@ class Teller:
             self._kept = None
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        answers = None
         with self._database.turn, failures:
             try:
-                if self._kept is None or not self._alive():
+                if self._kept is None or not self._alive(self._kept):
                     self._open()
                 answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
                 self._used = time.monotonic()
                 return answers
             except self._database.driver_error as error:
-                self.close()
                 raise exc.DBAPIError.instance(
                     None, None, error, self._database.driver_error, dialect=self._database.engine.dialect
                 ) from error
-            except BaseException:
-                self.close()
-                raise
+            finally:
+                if answers is None:
+                    self.close()
 
     def _sqlite(self, batch: Sequence[Spend]) -> list[Spent | None]:
         cursor = self._cursor
@@ -99,14 +100,22 @@ class Teller:
             self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
         self._used = time.monotonic()
 
-    def _alive(self) -> bool:
-        """Say whether a connection that was idle still answers; a server may have been restarted."""
-        if self._database.sqlite or time.monotonic() - self._used < _STALE_SECONDS:
-            return True
+    def _alive(self, kept: PoolProxiedConnection) -> bool:
+        """Say whether the connection's file is still there, or its server still answers; else close it."""
+        if self._database.sqlite:
+            alive = is_current(kept.info)
+        elif time.monotonic() - self._used < _STALE_SECONDS:
+            alive = True
+        else:
+            alive = self._answers()
+        if not alive:
+            self.close()
+        return alive
+
+    def _answers(self) -> bool:
         try:
             self._cursor.execute("SELECT 1")
         except self._database.driver_error:
-            self.close()
             return False
         return True
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, select
 
@@ -260,18 +260,28 @@ def list_payments(ledger: Ledger, *, user: str | None = None, limit: int = 50) -
     return ledger.reading(work)
 
 
-def buyer_of(ledger: Ledger, customer: str, checkout: str) -> str | None:
+class Buyer(NamedTuple):
+    """Whose the order of a checkout is."""
+
+    user: str
+    opened: bool
+    """Whether the checkout was opened for the user, or the account began with it: not so where a visitor
+    only typed the e-mail address of somebody whom Polar knew."""
+
+
+def buyer_of(ledger: Ledger, customer: str, checkout: str) -> Buyer | None:
     """Return the owner of the order that a customer's checkout led to, once it is known to be paid."""
     p = t.payments.c
-    query = select(p.id, p.owner).where(p.customer_id == customer, p.status.in_(sorted(PAID)))
+    query = select(p.id, p.owner, p.user_id).where(p.customer_id == customer, p.status.in_(sorted(PAID)))
 
-    def work(connection: Connection) -> str | None:
+    def work(connection: Connection) -> Buyer | None:
         recent = connection.execute(query.order_by(p.created_at.desc(), p.id).limit(_RECENT)).all()
         told = observed(connection, OrderFact, [row.id for row in recent])
         for row in recent:
             bodies = (json.loads(fact.snapshot.body) for fact in told[row.id])
-            if any(body.get("checkout_id") == checkout for body in bodies):
-                return None if row.owner is None else str(row.owner)
+            if row.owner is not None and any(body.get("checkout_id") == checkout for body in bodies):
+                alone = row.owner.startswith(PLACEHOLDER) and len(recent) == 1
+                return Buyer(row.owner, opened=row.user_id is not None or alone)
         return None
 
     return ledger.reading(work)

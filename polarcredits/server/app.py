@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -15,13 +15,30 @@ from starlette.types import ASGIApp
 from polarcredits.server.context import ServerContext
 from polarcredits.server.healing import Healing
 from polarcredits.server.health import Health
-from polarcredits.server.log import JsonLog
+from polarcredits.server.log import JsonLog, places
 from polarcredits.server.metrics import Metrics
 from polarcredits.server.observed import Observed
 from polarcredits.server.pages import page_routes
 from polarcredits.server.webhooks import Receiver
 
 _SAMPLE_SECONDS = 5.0
+
+
+async def kept_up(
+    work: Callable[[], Coroutine[None, None, None]], *, log: JsonLog, pause: float = _SAMPLE_SECONDS
+) -> None:
+    """Run *work*, and again some seconds after it failed, until cancelled; each failure is logged."""
+    while True:
+        running = asyncio.create_task(work())
+        try:
+            await asyncio.wait([running])
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        error = None if running.cancelled() else running.exception()
+        if error is not None:
+            log.write("beside_failed", level="error", error=type(error).__name__, at=places(error))
+        await asyncio.sleep(pause)
 
 
 def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIApp:
@@ -37,7 +54,7 @@ def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIA
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(healing.run()), asyncio.create_task(sample())]
+        beside = [asyncio.create_task(kept_up(work, log=log)) for work in (healing.run, sample)]
         try:
             yield
         finally:

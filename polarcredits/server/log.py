@@ -23,22 +23,28 @@ _LONGEST = 300
 
 
 class JsonLog:
-    """Writes one JSON object a line; `dropped` counts the lines that found no room."""
+    """Writes one JSON object a line."""
 
     def __init__(self, fd: int = STDERR, *, most: int = _MOST_LINES) -> None:
-        self.dropped = 0
+        self._refused = 0
+        self._unwritten = 0
         self._fd = fd
         self._queue: queue.Queue[bytes | None] = queue.Queue(most)
         self._told = 0
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """How many lines found no room, or could not be written."""
+        return self._refused + self._unwritten
+
     def write(self, event: str, *, level: str = "info", **fields: object) -> None:
         """Queue a line; returns at once, whatever becomes of it."""
         try:
             self._queue.put_nowait(json_line(event, level=level, **fields))
         except queue.Full:
-            self.dropped += 1
+            self._refused += 1
 
     def close(self, *, within: float = 1.0) -> None:
         """Write what is queued, for at most so many seconds."""
@@ -56,10 +62,11 @@ class JsonLog:
         while (line := self._queue.get()) is not None:
             lost = self.dropped - self._told
             if lost:
-                self._told += lost
                 line += json_line("log_lines_dropped", level="warning", lines=lost)
-            if not write_whole(self._fd, line):
-                return
+            if write_whole(self._fd, line):
+                self._told += lost
+            else:
+                self._unwritten += 1
 
 
 def json_line(event: str, *, level: str, **fields: object) -> bytes:
@@ -69,7 +76,7 @@ def json_line(event: str, *, level: str, **fields: object) -> bytes:
 
 
 def write_whole(fd: int, data: bytes) -> bool:
-    """Write all of *data*, however long that takes; False if nobody will ever read it."""
+    """Write all of *data*, however long that takes; False if that is impossible: no reader, no room."""
     while data:
         try:
             data = data[os.write(fd, data) :]

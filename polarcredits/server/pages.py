@@ -175,7 +175,8 @@ class _Pages:
         except (PolarUnavailable, PolarRefused, ConfigError, DatabaseError, TooMany) as error:
             refusal = self.refusal(error)
             status, headers = refusal.status, _retry(refusal)
-        again = _pause(looks) if state in ("unknown", "open", "confirming") else None
+            state = "crowded" if isinstance(error, TooMany) else "unknown"
+        again = _pause(looks) if state in ("unknown", "crowded", "open", "confirming") else None
         return self.render.page(
             request,
             "success.html",

@@ -1,7 +1,9 @@
 """What became of a checkout, for the page on which its buyer lands.
 
 A checkout's id is a secret of Polar's and the buyer's. Whoever holds it sees the plan and the balance of
-the account that it led to, for a day; never the name, the address, payments or links.
+the account that it was opened for, for a day; never the name, the address, payments or links. Where nobody
+was named, Polar gives the order to whoever has the e-mail address that the visitor typed: then only an
+account that began with this purchase is shown.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _MOST = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase:
-    """How far a purchase is; the account is told only once it is `done`."""
+    """How far a purchase is; the account is told only once it is `done`, and only to whose it is."""
 
     state: State
     account: Statement | None = None
@@ -135,12 +137,11 @@ class Purchases:
         over = shown_until is None or self._shop.now() >= shown_until
 
         def work() -> Purchase | None:
-            owner = buyer_of(ledger, customer, id)
-            if owner is None:
-                return None
-            return (
-                Purchase(state="over") if over else Purchase(state="done", account=statement(ledger, owner))
-            )
+            buyer = buyer_of(ledger, customer, id)
+            if buyer is None or over:
+                return None if buyer is None else Purchase(state="over")
+            account = statement(ledger, buyer.user) if buyer.opened else None
+            return Purchase(state="done", account=account)
 
         return await self._shop.read(work)
 

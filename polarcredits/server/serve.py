@@ -8,6 +8,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from polarcredits.errors import ConfigError
 from polarcredits.ledger.opening import open_configured
@@ -59,22 +60,37 @@ def _check(settings: Settings, how: Serving) -> None:
             "--allow-triggered takes made-up purchases: for that POLAR_ENVIRONMENT must be sandbox.",
             setting="POLAR_ENVIRONMENT",
         )
+    _check_proxies(how.trusted_proxies)
     if how.workers > 1 and not hasattr(os, "fork"):
         raise ConfigError("Several workers need a system with fork; use --workers 1.", setting="--workers")
+
+
+def _check_proxies(trusted: str | None) -> None:
+    """Refuse what would be taken for the name of nobody, so that all visitors seemed to be the proxy."""
+    for each in (trusted or "").split(","):
+        try:
+            if each.strip() not in ("", "*"):
+                ip_network(each.strip())
+        except ValueError as error:
+            raise ConfigError(
+                f"--trusted-proxies: {error}. Give addresses and networks such as 10.0.0.0/8, by commas.",
+                setting="--trusted-proxies",
+            ) from None
 
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "that is no name of a host"
         raise ConfigError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose others with --host and --port.",
+            f"Cannot listen on {host}:{port}: {why}. Choose others with --host and --port.",
             setting="--port",
         ) from error
     bound.setblocking(False)

@@ -54,13 +54,16 @@ class _Server(Server):
                 signal.signal(each, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note the signal and begin to stop; a database that hangs does not keep the process."""
-        if self.stopped_by is None:
-            self.stopped_by = sig
-            last = threading.Timer(STOP_SECONDS, os._exit, [1])
-            last.daemon = True
-            last.start()
+        """Note the signal and begin to stop."""
+        self.stopped_by = self.stopped_by or sig
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; a thread that waits for a database that hangs does not keep the process for ever."""
+        last = threading.Timer(STOP_SECONDS, os._exit, [1])
+        last.daemon = True
+        last.start()
+        await super().shutdown(sockets)
 
 
 def run_worker(

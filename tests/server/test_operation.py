@@ -55,6 +55,11 @@ def test_settings_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"POLAR_WEBHOOK_SECRET": " , "}, [], "POLAR_WEBHOOK_SECRET"),
         ({"POLAR_ENVIRONMENT": "production"}, ["--allow-triggered"], "POLAR_ENVIRONMENT"),
         ({}, ["--host", "no-such-host.invalid"], "--port"),
+        ({}, ["--host", "a..b"], "--port"),
+        ({}, ["--host", "x" * 70], "--port"),
+        ({}, ["--trusted-proxies", "10.0.0.1,proxy"], "--trusted-proxies"),
+        ({}, ["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
+        ({"POLARCREDITS_PUBLIC_URL": "https://example.com/a b"}, [], "POLARCREDITS_PUBLIC_URL"),
     ):
         code, error = refused(tmp_path / "run", url, environ=environ, options=options)
         assert (code, error["code"], error["setting"]) == (7, "config", setting)
@@ -259,6 +264,14 @@ def test_proxy_headers(tmp_path: Path) -> None:
             server.stop()
             seen.append([line["client"] for line in server.lines() if line.get("method") == "POST"])
     assert seen == [["203.0.113.9"], ["127.0.0.1"]]
+
+
+def test_an_ipv6_address(tmp_path: Path) -> None:
+    """Taken with brackets and without, told with them."""
+    for name, host in (("bare", "::1"), ("brackets", "[::1]")):
+        with serving(tmp_path / name, sqlite(tmp_path), options=["--host", host]) as server:
+            assert server.url.startswith("http://[::1]:")
+            assert server.stop() == 0
 
 
 def test_readiness(url: str, tmp_path: Path) -> None:

@@ -104,6 +104,34 @@ def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:
     assert stored(url) == {"locked-out"}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sqlite_restored_under_the_server(workers: str, tmp_path: Path) -> None:
+    """A file that is gone takes no deliveries; one put in its place takes them at once, without a restart."""
+    url = sqlite(tmp_path)
+    backup = tmp_path / "backup.db"
+    file = tmp_path / "credits.db"
+    event = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
+    with serving(tmp_path / "run", url, options=["--workers", workers]) as server:
+        assert post(server.port, told("before", event)).status == 202
+        database = Database(url)
+        schema.backup(database, backup)
+        database.close()
+        for number in range(8):
+            assert post(server.port, told(f"lost-{number}", event)).status == 202
+        for old in tmp_path.glob("credits.db*"):
+            old.unlink()
+        for number in range(8):
+            assert post(server.port, told(f"gone-{number}", event)).status == 503
+        assert server.get("/readyz")[0] == 503
+        assert server.get("/healthz")[0] == 200
+        assert not file.exists()
+        os.replace(backup, file)
+        server.ready()
+        for number in range(8):
+            assert post(server.port, told(f"after-{number}", event)).status == 202
+    assert stored(url) == {"before", *(f"after-{number}" for number in range(8))}
+
+
 def test_the_url_says_how_long_a_lock_is_waited_for(tmp_path: Path) -> None:
     """`?timeout=` in the URL goes before the server's own patience."""
     url = f"{sqlite(tmp_path)}?timeout=0.1"

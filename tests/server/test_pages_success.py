@@ -119,6 +119,23 @@ def test_a_nameless_buyer_has_credits_too(shop: Market) -> None:
     assert "polar:" not in answer.text
 
 
+def test_a_typed_address_shows_nobody_s_balance(shop: Market) -> None:
+    """Whoever types another's address into Polar's form learns neither the plan nor the balance behind it."""
+    user = shop.user()
+    first = shop.checkout(user)
+    shop.pay(first)
+    shop.deliver(first)
+    assert "Plan pro Credit balance 6,000" in text_of(land(shop, first))
+    known = shop.polar.state.objects["checkout"][first]["customer_id"]
+    second = shop.checkout(None, product=PACK, customer_id=known)
+    shop.pay(second)
+    shop.deliver(second)
+    assert shop.standing(user)[:2] == ("pro", 7000)
+    page = text_of(land(shop, second))
+    assert "your credits are there They were added to the account of the e-mail address" in page
+    assert not {"pro", "7,000", "6,000", "balance", user} & set(page.split())
+
+
 def test_an_order_that_is_not_there_yet(shop: Market) -> None:
     """Polar says paid, and shows no order: the page goes on waiting, and asks at most every five seconds."""
     user = shop.user()
@@ -237,3 +254,16 @@ def test_guessing_is_bounded(open_market: Market) -> None:
     assert set(statuses) == {404, 429}
     assert 60 <= statuses.count(404) <= 120
     assert len(open_market.polar.exchanges) == statuses.count(404)
+
+
+def test_a_crowd_is_not_blamed_on_polar(open_market: Market) -> None:
+    """Who is turned away because too many ask reads that, and the page asks again by itself."""
+    open_market.clear()
+    for _ in range(125):
+        answer = open_market.visitor.get("/checkout/success", params={"checkout_id": str(uuid.uuid4())})
+        if answer.status_code == 429:
+            break
+    assert answer.headers["retry-after"]
+    assert "Very many people are asking at the moment" in text_of(answer)
+    assert "does not answer" not in text_of(answer)
+    assert refreshes(answer) is not None

@@ -1,0 +1,123 @@
+"""A SQLite file: how it is opened, and how its write lock is waited for.
+
+WAL and `synchronous=FULL` (acknowledged means on disk), BEGIN IMMEDIATE for every write. A file that is
+not there is never made by opening it, and one that was replaced is opened anew: what is written to a
+file that nobody will find again would be lost.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
+
+from polarcredits.errors import DatabaseError
+
+WRITES = "sqlite_writes"
+"""The execution option of connections whose transactions write."""
+_LOOK_SECONDS = 0.001
+_OPENED = "polarcredits_opened"
+
+
+class Opened(NamedTuple):
+    """The file that a connection was opened on."""
+
+    path: Path
+    identity: tuple[int, int] | None
+
+
+def patience_of(url: URL, seconds: float) -> float:
+    """Return how many seconds the write lock is waited for: `?timeout=` of the URL, else *seconds*."""
+    given = url.query.get("timeout")
+    try:
+        patience = seconds if given is None else float(str(given))
+    except ValueError:
+        patience = math.nan
+    if not 0 <= patience <= 1_000_000:
+        raise DatabaseError(f"timeout in the database URL must be seconds, not {given!r}.")
+    return patience
+
+
+def sqlite_engine(url: URL, patience: float) -> Engine:
+    """Return the engine of a file that is there already."""
+    path = Path(url.database or "polarcredits.db").absolute()
+    address = f"file:{quote(str(path))}?mode=rw"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, timeout=patience, check_same_thread=False)
+
+    def configure(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=FULL")
+        record.info[_OPENED] = Opened(path, _identity(path))
+
+    def check(_connection: sqlite3.Connection, record: Any, _proxy: object) -> None:
+        if not is_current(record.info):
+            raise exc.DisconnectionError(f"{path} was replaced or removed")
+
+    def begin(connection: Connection) -> None:
+        run = connection.exec_driver_sql
+        if not connection.get_execution_options().get(WRITES):
+            run("BEGIN DEFERRED")
+            return
+        run("PRAGMA busy_timeout=0")
+        try:
+            begin_writing(lambda: run("BEGIN IMMEDIATE"), patience)
+        finally:
+            run(f"PRAGMA busy_timeout={round(patience * 1000)}")
+
+    engine = create_engine(url, creator=connect)
+    event.listen(engine, "connect", configure)
+    event.listen(engine, "checkout", check)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def is_current(info: Any) -> bool:
+    """Say whether the file of a connection, of whose record this is the info, is still the one there."""
+    opened: Opened = info[_OPENED]
+    return opened.identity == _identity(opened.path)
+
+
+def begin_writing(begin: Callable[[], object], patience: float) -> None:
+    """Run BEGIN IMMEDIATE, on a connection without a busy timeout, until the write lock is free.
+
+    SQLite's own wait looks ever more seldom, down to ten times a second: beside a process that writes
+    without pause it finds the lock free only by luck, and starves.
+    """
+    until = None
+    while True:
+        try:
+            begin()
+            return
+        except (sqlite3.OperationalError, exc.OperationalError) as error:
+            until = until or time.monotonic() + patience
+            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def private_file(path: Path, wanted: Path) -> None:
+    """Make an empty file that only its owner can read; errors name the file that was *wanted*."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise DatabaseError(f"Cannot make the database {wanted}: {error.strerror}.") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,115 @@
+"""The file behind a SQLite ledger: never made by opening it, and opened anew where it was replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger import schema
+from polarcredits.ledger.async_ledger import AsyncLedger
+from polarcredits.ledger.database import Database
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.views import history, statement
+from tests.ledger.worlds import catalog
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """An empty, migrated file."""
+    path = tmp_path / "credits.db"
+    schema.make_if_absent(f"sqlite:///{path}")
+    return path
+
+
+def balance(ledger: Ledger, user: str) -> int:
+    """Return a user's balance."""
+    return statement(ledger, user).balance.balance
+
+
+def test_a_missing_file_is_not_made(tmp_path: Path) -> None:
+    """An empty file of everybody's would take the place of a ledger that somebody only moved away."""
+    path = tmp_path / "moved.db"
+    database = Database(f"sqlite:///{path}")
+    try:
+        with pytest.raises(DatabaseError, match="unable to open"):
+            database.read(schema.check)
+    finally:
+        database.close()
+    assert not path.exists()
+
+
+def test_a_restored_file_is_used_at_once(file: Path, tmp_path: Path) -> None:
+    """Deductions, grants and reads all go to the file that has taken the old one's place."""
+    backup = tmp_path / "backup.db"
+    with Ledger(f"sqlite:///{file}", catalog(), actor="test") as ledger:
+        ledger.add_user("mia")
+        ledger.deduct("mia", 1)
+        schema.backup(ledger.database, backup)
+        ledger.deduct("mia", 10)
+        assert balance(ledger, "mia") == 989
+        for old in file.parent.glob("credits.db*"):
+            old.unlink()
+        os.replace(backup, file)
+        assert ledger.deduct("mia", 100).balance == 899
+        ledger.grant("mia", 5, reason="after", idempotency_key="after")
+        assert balance(ledger, "mia") == 904
+    with Ledger(f"sqlite:///{file}", catalog(), actor="test") as again:
+        assert [entry.amount for entry in history(again, "mia")] == [5, -100, -1, 1000]
+
+
+def test_nothing_is_written_to_a_file_that_is_gone(file: Path, tmp_path: Path) -> None:
+    """Each door refuses, without making a file; with the file back all is as it was."""
+    away = tmp_path / "away"
+    away.mkdir()
+    url = f"sqlite:///{file}"
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("mia")
+        ledger.deduct("mia", 1)
+        for each in file.parent.glob("credits.db*"):
+            shutil.move(each, away)
+        for door in (
+            lambda: ledger.deduct("mia", 1),
+            lambda: ledger.grant("mia", 5, reason="lost", idempotency_key="lost"),
+            lambda: statement(ledger, "mia"),
+        ):
+            with pytest.raises(DatabaseError):
+                door()
+        assert not file.exists()
+        for each in away.iterdir():
+            shutil.move(each, file.parent)
+        assert balance(ledger, "mia") == 999
+        assert ledger.deduct("mia", 1).balance == 998
+
+
+def test_tasks_meet_a_file_that_is_gone(file: Path, tmp_path: Path) -> None:
+    """The asyncio front refuses too, every caller for itself, and goes on with the file back."""
+    url = f"sqlite:///{file}"
+    away = tmp_path / "away.db"
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("mia")
+
+    async def trial() -> None:
+        async with AsyncLedger(Ledger(url, catalog(), actor="test")) as ledger:
+            await ledger.deduct("mia", 1)
+            file.rename(away)
+            failed = await asyncio.gather(
+                *(ledger.deduct("mia", 1) for _ in range(8)), return_exceptions=True
+            )
+            assert all(isinstance(each, DatabaseError) for each in failed)
+            assert not file.exists()
+            away.rename(file)
+            assert (await ledger.deduct("mia", 1)).balance == 998
+
+    asyncio.run(trial())
+
+
+@pytest.mark.parametrize("given", ["nan", "-1", "inf", "1e9", "abc"])
+def test_a_patience_that_is_no_number_of_seconds(given: str, file: Path) -> None:
+    """Refused where the database is opened, in words that name it."""
+    with pytest.raises(DatabaseError, match="timeout in the database URL must be seconds"):
+        Database(f"sqlite:///{file}?timeout={given}")
