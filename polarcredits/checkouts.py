@@ -62,8 +62,8 @@ class AlreadySubscribed(InvalidInput):
 
 
 def success_page(settings: Settings) -> str | None:
-    """Return where a buyer lands who has paid, with Polar's placeholder in it; None without pages."""
-    if settings.public_url is None:
+    """Return where a buyer lands who has paid, with Polar's placeholder in it; None without that page."""
+    if settings.public_url is None or settings.secret_key is None:
         return None
     return f"{settings.public_url}/checkout/success?checkout_id={{CHECKOUT_ID}}"
 

@@ -44,7 +44,7 @@ async def kept_up(
 def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIApp:
     """Return the application of one worker; it owns neither the ledger nor the log."""
     receiver = Receiver(context, log=log, metrics=metrics)
-    health = Health(context, log=log, metrics=metrics)
+    health = Health(context, receiver, log=log, metrics=metrics)
     healing = Healing(context, log=log, metrics=metrics)
 
     async def sample() -> None:

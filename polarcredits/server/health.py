@@ -18,6 +18,7 @@ from polarcredits.ledger.schema import check
 from polarcredits.server.context import ServerContext
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
+from polarcredits.server.webhooks import Receiver
 
 T = TypeVar("T")
 ANSWER_SECONDS = 2.0
@@ -46,8 +47,9 @@ class Shared(Generic[T]):
 class Health:
     """Answers those who watch over the server."""
 
-    def __init__(self, context: ServerContext, *, log: JsonLog, metrics: Metrics) -> None:
+    def __init__(self, context: ServerContext, receiver: Receiver, *, log: JsonLog, metrics: Metrics) -> None:
         self._context = context
+        self._receiver = receiver
         self._log = log
         self._metrics = metrics
         self._ready = Shared(context, self._check)
@@ -58,9 +60,11 @@ class Health:
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Say whether the database is there, up to date, and of the right Polar environment."""
+        """Say whether the database is there, up to date, of the right environment, and takes deliveries."""
         try:
             await self._ready.ask()
+            if self._receiver.hangs:
+                raise DatabaseBusy("The database does not take deliveries.")
         except (DatabaseError, ConfigError) as error:
             self._log.write("not_ready", level="warning", code=error.code, message=error.message)
             return JSONResponse({"status": "not_ready", "code": error.code}, 503)

@@ -20,6 +20,7 @@ from polarcredits.periods import format_time
 STDERR = 2
 _MOST_LINES = 4096
 _LONGEST = 300
+_REPEATED_SECONDS = 1.0
 
 
 class JsonLog:
@@ -96,9 +97,16 @@ class LibraryLog(logging.Handler):
     def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._last = ""
+        self._silent_until = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record."""
+        """Queue a record; the same again within a second says nothing new."""
+        now = time.monotonic()
+        said = f"{record.name} {record.getMessage()}"
+        if said == self._last and now < self._silent_until:
+            return
+        self._last, self._silent_until = said, now + _REPEATED_SECONDS
         fields: dict[str, object] = {"logger": record.name}
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:

@@ -26,12 +26,19 @@ def type_label(type: str | None) -> str:
     return type if type in KNOWN_TYPES else "other"
 
 
+def keep_folder(folder: str) -> None:
+    """Make the workers' folder again if something that cleans up has removed it: their figures start anew."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+
+
 class Metrics:
     """The figures that this process counts itself."""
 
     def __init__(self) -> None:
         self._own = CollectorRegistry()
-        self._several = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if self._folder is not None:
+            keep_folder(self._folder)
         self._dropped_before = 0
         self.deliveries = Counter(
             "polarcredits_deliveries",
@@ -81,10 +88,11 @@ class Metrics:
     def text(self, work: Work | None, now: datetime) -> bytes:
         """Return everything in Prometheus's text format; *work* is None if there is no database."""
         registry = CollectorRegistry()
-        if self._several:
-            MultiProcessCollector(registry)
+        if self._folder is not None:
+            keep_folder(self._folder)
+            MultiProcessCollector(registry, self._folder)
         registry.register(_State(work, now))
-        own = b"" if self._several else generate_latest(self._own)
+        own = b"" if self._folder is not None else generate_latest(self._own)
         return own + generate_latest(registry)
 
 

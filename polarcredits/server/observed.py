@@ -6,15 +6,18 @@ import re
 import time
 import uuid
 
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
+from polarcredits.server.protocol import HEAD_BYTES
 
 ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout", "/checkout/success")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _LONGEST_SEGMENT = 20
 _LONGEST_PATH = 100
+_TOO_LONG = PlainTextResponse("The head of the request is too long.", 431, {"connection": "close"})
 
 
 class Observed:
@@ -47,7 +50,7 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await (self._app if _fits(scope) else _TOO_LONG)(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - began
             route = route_of(scope["path"])
@@ -63,6 +66,12 @@ class Observed:
                 request_id=request_id,
                 **state.get("told", {}),
             )
+
+
+def _fits(scope: Scope) -> bool:
+    """Say whether a head is within its bound; h11 counts only what comes in pieces."""
+    target = len(scope["raw_path"]) + len(scope["query_string"])
+    return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) <= HEAD_BYTES
 
 
 def _request_id(scope: Scope) -> str:

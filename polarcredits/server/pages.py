@@ -28,7 +28,7 @@ from polarcredits.ledger.views import Statement, User, history, list_payments, s
 from polarcredits.server import presentation
 from polarcredits.server.context import ServerContext
 from polarcredits.server.forms import read_form, refuse_foreign
-from polarcredits.server.limits import Throttle, TooMany
+from polarcredits.server.limits import Throttle, TooMany, visitor
 from polarcredits.server.links import Links, Named, Offered
 from polarcredits.server.prices import Prices
 from polarcredits.server.purchases import Purchases
@@ -240,7 +240,7 @@ def _retry(refusal: Refusal) -> dict[str, str]:
 
 
 def _client(request: Request) -> str:
-    return request.client.host if request.client else "nobody"
+    return visitor(request.client.host if request.client else None)
 
 
 def _count(text: str) -> int:

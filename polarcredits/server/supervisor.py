@@ -6,12 +6,13 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-from polarcredits.server.log import STDERR, json_line
+from polarcredits.server.log import STDERR, json_line, places
 
 STOP_SECONDS = 15.0
 """How long workers may take to stop before they are killed."""
@@ -71,8 +72,11 @@ class Supervisor:
             for each in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(each, signal.SIG_DFL)
             os.close(self._held)
-            code = self._work(self._alive)
+            code = 0 if self._stopped_by is not None else self._work(self._alive)
         finally:
+            error = sys.exception()
+            if error is not None:
+                _tell("worker_failed", error=type(error).__name__, at=places(error))
             os._exit(code)
 
     def _bury(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
@@ -48,6 +49,13 @@ class Receiver:
         self._group: AsyncGroup[Delivery, Outcome] = AsyncGroup(
             self._take, most=MOST_IN_A_COMMIT, waiting=_MOST_WAITING
         )
+        self._began: float | None = None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a commit takes longer than any delivery waits for it."""
+        began = self._began
+        return began is not None and time.monotonic() - began > ANSWER_SECONDS
 
     async def close(self) -> None:
         """Answer what was accepted, then refuse."""
@@ -94,7 +102,11 @@ class Receiver:
         return work() if len(body) <= _OFF_THE_LOOP else await self._context.with_threads(work)
 
     def _take(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome | Exception]:
-        return self._context.inbox.take_many(deliveries, now=self._context.now())
+        self._began = time.monotonic()
+        try:
+            return self._context.inbox.take_many(deliveries, now=self._context.now())
+        finally:
+            self._began = None
 
     def _accept(self, request: Request, delivery: Delivery, outcome: Outcome) -> Response:
         told = "duplicate" if outcome.duplicate else outcome.status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +72,62 @@ def test_slow_senders(server: Serving) -> None:
     assert all(seconds < 15 for _, seconds in slow), slow
     assert served
     assert set(served) == {202}
+
+
+def test_clients_that_do_not_read(server: Serving) -> None:
+    """Whoever asks and asks without reading an answer is let go, and holds nothing meanwhile."""
+
+    async def trial() -> float:
+        began = time.monotonic()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with suppress(ConnectionError):
+            async with asyncio.timeout(40):
+                while True:
+                    writer.write(b"GET /pricing HTTP/1.1\r\nhost: x\r\n\r\n" * 200)
+                    await writer.drain()
+        writer.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(trial()) < 35
+    assert server.get("/healthz")[0] == 200
+
+
+def test_a_head_that_is_too_long(server: Serving) -> None:
+    """16 KiB, whether they come at once or in pieces; a little less is taken."""
+    whole = request(GOOD.raw, GOOD.headers() | {"x-padding": "x" * 17_000})
+
+    async def pieces() -> Answer:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for piece in (whole[:9000], whole[9000:17_000]):
+            writer.write(piece)
+            await asyncio.sleep(0.1)
+        got = await answer(reader)
+        writer.close()
+        return got
+
+    at_once = asyncio.run(exchange(server.port, whole))
+    assert (at_once.status, at_once.headers["connection"]) == (431, "close")
+    assert at_once.headers["x-request-id"]
+    assert asyncio.run(pieces()).status in (400, 431)
+    fits = request(GOOD.raw, GOOD.headers() | {"x-padding": "x" * 15_000})
+    assert asyncio.run(exchange(server.port, fits)).status == 202
+
+
+def test_a_flood_of_the_same_news_is_one_line(tmp_path: Path) -> None:
+    """Out of file descriptors, the log says so now and then; with some to spare all are served."""
+    with serving(tmp_path / "run", sqlite(tmp_path)) as server:
+        in_use = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (in_use + 4, before[1]))
+        sockets = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        time.sleep(2.5)
+        for each in sockets:
+            each.close()
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
+        server.ready()
+        told_of = [line for line in server.lines() if line["event"] == "library"]
+        assert 1 <= len(told_of) <= 6
+        assert "out of system resource" in told_of[0]["message"]
 
 
 def test_a_thousand_connections(server: Serving) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from polarcredits.ledger import schema
@@ -83,6 +84,32 @@ def test_a_database_that_hangs_keeps_no_server(own_postgres: Postgres, tmp_path:
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_a_commit_that_hangs_is_told(own_postgres: Postgres, tmp_path: Path) -> None:
+    """Not ready while a commit outlasts what deliveries wait, whatever others answer; then ready."""
+    url = own_postgres.get_uri()
+    event = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
+    with serving(tmp_path / "run", url) as server:
+        assert post(server.port, told("before", event)).status == 202
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+                " AS 'BEGIN PERFORM pg_sleep(12); RETURN NEW; END'"
+            )
+            connection.execute(
+                "CREATE TRIGGER dawdle BEFORE INSERT ON webhook_events FOR EACH ROW EXECUTE FUNCTION dawdle()"
+            )
+        assert server.get("/readyz")[0] == 200
+        assert post(server.port, told("slow", event)).status == 503
+        until = time.monotonic() + 3
+        while server.get("/readyz")[0] != 503:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP FUNCTION dawdle CASCADE")
+        server.ready()
+        assert post(server.port, told("slow", event)).json == {"status": "duplicate"}
 
 
 def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from polarcredits.errors import (
 )
 from polarcredits.plans import parse_catalog
 from polarcredits.polar_values import Product
-from polarcredits.server.limits import Gate, Throttle, TooMany
+from polarcredits.server.limits import FEW, Gate, Throttle, TooMany, visitor
 from polarcredits.server.links import (
     LinkExpired,
     LinkRefused,
@@ -134,7 +134,8 @@ def test_a_throttle() -> None:
     throttle.take("a")
     with pytest.raises(TooMany):
         throttle.take("a")
-    throttle.take("b")
+    for each in range(7):
+        throttle.take(f"b{each}")
     with pytest.raises(TooMany):
         throttle.take("c")
     clock.now += timedelta(seconds=60)
@@ -142,6 +143,37 @@ def test_a_throttle() -> None:
     clock.now -= timedelta(days=1)
     throttle.take("c")
     throttle.take("c")
+
+
+def test_a_throttle_keeps_places_for_those_who_ask_little() -> None:
+    """Whoever asks for much is refused once what is for all is used up; others still get their few."""
+    throttle = Throttle(each=60, together=120, clock=Clock())
+    for _ in range(60):
+        throttle.take("greedy")
+        throttle.take("greedier")
+    for key in ("greedy", "greedier"):
+        with pytest.raises(TooMany):
+            throttle.take(key)
+    for each in range(50):
+        for _ in range(FEW):
+            throttle.take(f"modest-{each}")
+        with pytest.raises(TooMany):
+            throttle.take(f"modest-{each}")
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("unix", "unix"),
+        (None, "nobody"),
+    ],
+)
+def test_whom_an_address_counts_for(host: str | None, counted: str) -> None:
+    """A home with IPv6 has more addresses than anybody can count: all of them are one visitor."""
+    assert visitor(host) == counted
 
 
 def test_a_gate() -> None:

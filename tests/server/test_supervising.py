@@ -1,0 +1,77 @@
+"""Workers that fail, and a supervisor that watches: what is told, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.server.conftest import sqlite
+from tests.server.serving import serving
+from tests.server.wire import post, told
+
+SUPERVISED = """
+import os, signal, socket, sys
+from polarcredits.server.supervisor import Supervisor
+{before}
+def work(alive):
+    print("worked", flush=True)
+    raise RuntimeError("a payload's text")
+with socket.socket() as listening:
+    gone = lambda pid: os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(Supervisor(work, workers=1, listening=listening, gone=gone).run())
+"""
+STOPPED = "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))"
+
+
+def supervised(before: str) -> subprocess.CompletedProcess[str]:
+    """Run a supervisor of one worker that fails, until that has ended."""
+    script = SUPERVISED.replace("{before}", before)
+    return subprocess.run([sys.executable, "-c", script], timeout=20, capture_output=True, text=True)
+
+
+def test_a_worker_that_fails_leaves_a_reason() -> None:
+    """The error's kind and place are logged, never its text, and the stop that follows is clean."""
+    ran = supervised("")
+    assert (ran.returncode, ran.stdout) == (0, "worked\n")
+    (line,) = [json.loads(each) for each in ran.stderr.splitlines()]
+    assert (line["event"], line["error"], line["at"][-1]) == (
+        "worker_failed",
+        "RuntimeError",
+        "<string>:7 work",
+    )
+
+
+def test_a_worker_is_stopped_while_it_is_forked() -> None:
+    """A SIGTERM that comes before the worker listens to it is not lost: it does not even begin."""
+    ran = supervised(STOPPED)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_figures_outlive_whoever_cleans_temporary_folders(tmp_path: Path) -> None:
+    """The folder that workers share is made again: metrics answer, and a dead worker is replaced."""
+    event = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
+    here = tmp_path / "temporary"
+    here.mkdir()
+    how = {"options": ["--workers", "2"], "environ": {"TMPDIR": str(here)}}
+    with serving(tmp_path / "run", sqlite(tmp_path), **how) as server:
+        before = server.workers(2)
+        (folder,) = here.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
+        shutil.rmtree(folder)
+        assert server.get("/metrics")[0] == 200
+        assert folder.stat().st_mode & 0o077 == 0
+        shutil.rmtree(folder)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        server.workers(4)
+        server.ready()
+        assert post(server.port, told("after", event)).status == 202
+        text = server.get("/metrics")[1]
+        assert 'polarcredits_deliveries_total{outcome="ignored",type="other"} 1.0' in text
+        assert server.stop() == 0
+    assert list(here.iterdir()) == []
