@@ -77,6 +77,7 @@ def test_limits_are_those_of_the_program() -> None:
     for phrase in (
         f"{bodies.BODY_SECONDS:.0f} s to arrive (408)",
         f"{protocol.HEAD_BYTES // 1024} KiB, and {protocol.HEAD_SECONDS:.0f} s to arrive",
+        f"| an answer that is not read | {protocol.READ_SECONDS:.0f} s |",
         f"| idle connection | {protocol.KEEP_ALIVE_SECONDS} s |",
         f"| connections | {protocol.MOST_CONNECTIONS:,} a worker |",
         f"| wait for a lock of the database | {worker.BUSY_SECONDS:.0f} s;",

@@ -87,3 +87,12 @@ def test_without_pages(polar: PolarStandIn, run: Run) -> None:
     run("checkout", "--plan", "pro", "--user", "ann", "--email", "ann@example.com")
     sent = next(each for each in polar.exchanges if each.method == "POST" and "/checkouts" in each.target)
     assert b"success_url" not in sent.request_body
+
+
+def test_without_a_key(polar: PolarStandIn, pages: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our success page is off without one, so that nobody is sent there."""
+    monkeypatch.delenv("POLARCREDITS_SECRET_KEY")
+    code, _ = pages("checkout", "--plan", "pro", "--user", "ann", "--email", "ann@example.com")
+    assert code == 0
+    sent = next(each for each in polar.exchanges if each.method == "POST" and "/checkouts" in each.target)
+    assert b"success_url" not in sent.request_body
