@@ -15,6 +15,7 @@ from tests.postgres import running_postgres
 
 def check(url: str) -> None:
     """Migrate an empty database and raise if `alembic check` finds a difference."""
+    schema.make_if_absent(url)
     database = Database(url)
     schema.upgrade(database)
     config = Config()
