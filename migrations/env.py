@@ -5,7 +5,8 @@ import os
 from alembic import context
 
 from polarcredits.ledger import archived
-from polarcredits.ledger.database import Database
+from polarcredits.ledger.database import Database, sqlite_path
+from polarcredits.ledger.sqlite_file import empty_database
 
 
 def run(connection):
@@ -23,6 +24,11 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    database = Database(os.environ["POLARCREDITS_DATABASE_URL"])
+    url = os.environ["POLARCREDITS_DATABASE_URL"]
+    file = sqlite_path(url)
+    if file is not None and not file.exists():
+        empty_database(file, file)
+    database = Database(url)
     with database.writer.begin() as opened:
         run(opened)
+    database.close()

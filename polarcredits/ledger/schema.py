@@ -10,7 +10,7 @@ from sqlalchemy import Connection, inspect, text
 
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database, failures, sqlite_path
-from polarcredits.ledger.sqlite_file import private_file
+from polarcredits.ledger.sqlite_file import empty_database, private_file
 
 HEAD = "0006"
 """The newest migration; a test holds it to what Alembic finds."""
@@ -72,16 +72,11 @@ def make_if_absent(url: str) -> None:
     if path.exists():
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    private_file(draft, path)
     try:
+        empty_database(draft, path)
         fresh = Database(f"sqlite:///{draft}")
         try:
             upgrade(fresh)
-            with fresh.engine.connect() as connection:
-                raw = connection.connection.driver_connection
-                if isinstance(raw, sqlite3.Connection):
-                    raw.execute("ROLLBACK") if raw.in_transaction else None
-                    raw.execute("PRAGMA journal_mode=WAL")
         finally:
             fresh.close()
         try:

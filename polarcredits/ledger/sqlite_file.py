@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -104,6 +105,13 @@ def begin_writing(begin: Callable[[], object], patience: float) -> None:
             if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
         time.sleep(_LOOK_SECONDS)
+
+
+def empty_database(path: Path, wanted: Path) -> None:
+    """Make a database without tables that only its owner can read, in WAL mode for good."""
+    private_file(path, wanted)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def private_file(path: Path, wanted: Path) -> None:

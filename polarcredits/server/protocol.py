@@ -60,13 +60,13 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """Go on: it reads."""
         super().resume_writing()
-        self._read()
+        self._forget_unread()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines."""
         super().connection_lost(exc)
         self._disarm()
-        self._read()
+        self._forget_unread()
 
     def _watch(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
@@ -80,7 +80,7 @@ class BoundedProtocol(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _read(self) -> None:
+    def _forget_unread(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None

@@ -6,79 +6,27 @@ the events that Polar sends for it, in Polar's order, and moves the story's cloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from polarcredits.periods import Interval, boundary, format_time, parse_time
+from polarcredits.periods import format_time, parse_time
 from polarcredits.webhooks.samples import (
     Payload,
-    customer,
     deliver,
-    event,
     make_id,
     order,
+    order_item,
     refund,
+    refunded,
     subscription,
 )
+from polarcredits.webhooks.telling import Telling
 
 __all__ = ["Payload", "Story", "deliver", "make_id"]
 
-_BETWEEN_EVENTS = timedelta(milliseconds=50)
 
-
-class Story:
+class Story(Telling):
     """One customer's life at Polar, told in events."""
-
-    def __init__(
-        self,
-        user: str | None,
-        *,
-        at: datetime,
-        email: str | None = None,
-        name: str | None = None,
-        interval: Interval = "month",
-        metadata: Payload | None = None,
-        seed: str = "story",
-    ) -> None:
-        self.now = at.astimezone(UTC)
-        self.interval: Interval = interval
-        self.metadata = dict(metadata or {})
-        self._seed = (seed, user)
-        self._made = 0
-        self._anchor = self.now.day
-        self._is_announced = False
-        self.customer = customer(
-            self._id("customer"),
-            external_id=user,
-            email=email or f"{user or 'somebody'}@example.com",
-            name=name,
-            at=self.now,
-        )
-        self.subscription: Payload | None = None
-        self.orders: list[Payload] = []
-        self.refunds: list[Payload] = []
-
-    @classmethod
-    def going_on(
-        cls,
-        customer: Payload,
-        *,
-        subscription: Payload | None,
-        orders: Iterable[Payload],
-        at: datetime,
-        seed: str,
-    ) -> Story:
-        """Go on from a customer's newest objects, as events told them."""
-        story = cls(customer.get("external_id"), at=at, seed=seed)
-        story.customer = dict(customer)
-        story.orders = [dict(each) for each in orders]
-        story.subscription = dict(subscription) if subscription else None
-        story._is_announced = True
-        if subscription:
-            story.interval = subscription["recurring_interval"]
-            story._anchor = parse_time(subscription["current_period_start"]).day
-        return story
 
     def purchase(
         self,
@@ -218,11 +166,11 @@ class Story:
     ) -> list[Payload]:
         """Refund *amount* (default: what is left) of an order (the last one)."""
         self._go(at)
-        refunded = self._find_order(order_id)
-        left = refunded["net_amount"] - refunded["refunded_amount"]
+        paid = self._find_order(order_id)
+        left = paid["net_amount"] - paid["refunded_amount"]
         made = refund(
             self._id("refund"),
-            order=refunded,
+            order=paid,
             amount=left if amount is None else amount,
             status=status,
             at=self.now,
@@ -256,52 +204,6 @@ class Story:
         held = self.subscription
         return events + (self.revoke() if held and not held["ended_at"] else [])
 
-    def _go(self, at: datetime | None) -> None:
-        self.now = self.now if at is None else at.astimezone(UTC)
-
-    def _id(self, kind: str) -> str:
-        self._made += 1
-        return make_id(*self._seed, kind, self._made)
-
-    def _event(self, type: str, data: Payload) -> Payload:
-        told = event(type, self.now, data)
-        self.now += _BETWEEN_EVENTS
-        return told
-
-    def _announce(self) -> list[Payload]:
-        if self._is_announced:
-            return []
-        self._is_announced = True
-        state: Payload = {"active_subscriptions": [], "granted_benefits": [], "active_meters": []}
-        return [
-            self._event("customer.created", self.customer),
-            self._event("customer.state_changed", self.customer | state),
-        ]
-
-    def _subscribed(self) -> Payload:
-        if self.subscription is None:
-            raise ValueError("this story has no subscription yet: call purchase first")
-        return self.subscription
-
-    def _change(self, **fields: Any) -> None:
-        self._subscribed().update(fields, modified_at=format_time(self.now))
-
-    def _tell(self, *verbs: str) -> list[Payload]:
-        whole = self._subscribed() | {"customer": self.customer, "pending_update": None}
-        return [self._event(f"subscription.{verb}", whole) for verb in verbs]
-
-    def _tell_order(self, told: Payload, *verbs: str) -> list[Payload]:
-        held = self.subscription if told["subscription_id"] else None
-        whole = told | {"customer": self.customer, "subscription": held}
-        return [self._event(f"order.{verb}", whole) for verb in verbs]
-
-    def _after(self, start: datetime) -> datetime:
-        return boundary(start, self.interval, 1, anchor=self._anchor)
-
-    def _period(self, start: datetime) -> Payload:
-        end = self._after(start)
-        return {"current_period_start": format_time(start), "current_period_end": format_time(end)}
-
     def _cycle(self, at: datetime | None, amount: int | None) -> tuple[list[Payload], Payload]:
         """Begin the period after the present one; Polar says so before any money has come."""
         held = self._subscribed()
@@ -320,18 +222,14 @@ class Story:
     def _order(self, reason: str, amount: int, *, proration: bool = False, **fields: Any) -> Payload:
         held = self.subscription if reason != "purchase" else None
         product_id = fields.pop("product_id", held and held["product_id"])
-        item = {
-            "created_at": format_time(self.now),
-            "modified_at": None,
-            "id": self._id("item"),
-            "label": "Demo",
-            "amount": amount,
-            "tax_amount": 0,
-            "proration": proration,
-            "product_price_id": make_id("price", product_id),
-            "start_timestamp": held and held["current_period_start"],
-            "end_timestamp": held and held["current_period_end"],
-        }
+        item = order_item(
+            self._id("item"),
+            product_id=product_id,
+            at=self.now,
+            amount=amount,
+            proration=proration,
+            held=held,
+        )
         made = order(
             self._id("order"),
             customer_id=self.customer["id"],
@@ -349,21 +247,8 @@ class Story:
         self.orders.append(made)
         return made
 
-    def _find_order(self, order_id: str | None) -> Payload:
-        for made in reversed(self.orders):
-            if order_id in (None, made["id"]):
-                return made
-        raise ValueError(f"this story has no order {order_id}")
-
     def _book(self, made: Payload, amount: int) -> list[Payload]:
-        refunded = self._find_order(made["order_id"])
-        total = refunded["refunded_amount"] + amount
-        status = "refunded" if total >= refunded["net_amount"] else "partially_refunded"
-        refunded |= {
-            "refunded_amount": total,
-            "refundable_amount": refunded["net_amount"] - total,
-            "status": status if total > 0 else "paid",
-            "modified_at": format_time(self.now),
-        }
+        paid = self._find_order(made["order_id"])
+        paid |= refunded(paid, amount, self.now)
         verbs = ("updated", "refunded") if amount > 0 else ("updated",)
-        return self._tell_order(refunded, *verbs)
+        return self._tell_order(paid, *verbs)

@@ -150,6 +150,36 @@ def order(
     return base | fields
 
 
+def order_item(
+    id: str, *, product_id: str, at: datetime, amount: int, proration: bool, held: Payload | None
+) -> Payload:
+    """Return an order's only item; *held* is the subscription of whose period it is, if any."""
+    return {
+        "created_at": format_time(at),
+        "modified_at": None,
+        "id": id,
+        "label": "Demo",
+        "amount": amount,
+        "tax_amount": 0,
+        "proration": proration,
+        "product_price_id": make_id("price", product_id),
+        "start_timestamp": held and held["current_period_start"],
+        "end_timestamp": held and held["current_period_end"],
+    }
+
+
+def refunded(order: Payload, amount: int, at: datetime) -> Payload:
+    """Return what of *order* is new once *amount* more of it is refunded; a negative one gives back."""
+    total = order["refunded_amount"] + amount
+    status = "refunded" if total >= order["net_amount"] else "partially_refunded"
+    return {
+        "refunded_amount": total,
+        "refundable_amount": order["net_amount"] - total,
+        "status": status if total > 0 else "paid",
+        "modified_at": format_time(at),
+    }
+
+
 def refund(id: str, *, order: Payload, amount: int, status: str, at: datetime) -> Payload:
     """Return a refund of *order*; as Polar's, it says nothing about the customer but the id."""
     return {

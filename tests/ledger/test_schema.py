@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import threading
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
@@ -24,6 +28,20 @@ def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(schema.migrations_directory()))
     assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD
+
+
+def test_alembic_alone_makes_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own command, where no file is yet: one that the program then uses, of the owner alone."""
+    file = tmp_path / "new.db"
+    monkeypatch.setenv("POLARCREDITS_DATABASE_URL", f"sqlite:///{file}")
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    command.upgrade(config, "head")
+    assert file.stat().st_mode & 0o077 == 0
+    with Ledger(f"sqlite:///{file}", catalog()) as ledger:
+        ledger.add_user("mia")
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def _open(url: str, barrier: threading.Barrier, number: int) -> None:
