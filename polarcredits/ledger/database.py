@@ -1,7 +1,7 @@
 """The engine and its transactions: the one place that begins, commits, retries and names failures.
 
 SQLite: see `sqlite_file`; one thread of a process writes at a time.
-PostgreSQL: READ COMMITTED with row locks for writes, one snapshot for a read.
+PostgreSQL: see `postgres`; READ COMMITTED with row locks for writes, one snapshot for a read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, create_engine, exc
+from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, exc
 from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
@@ -25,8 +25,6 @@ T = TypeVar("T")
 BUSY_SECONDS = 10.0
 _RETRIES = 8
 _AGAIN = frozenset({"40001", "40P01", "23505"})
-_POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
-_PREPARE = "prepare_threshold"
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -45,39 +43,10 @@ def make_engine(url: str, *, busy_seconds: float | None = None) -> Engine:
     """
     parsed = _parsed(url)
     if parsed.get_backend_name() in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-        parsed, options = _pool(parsed)
-        if busy_seconds is not None:
-            bounds = _postgres_bounds(busy_seconds)
-            options["connect_args"] |= {n: value for n, value in bounds.items() if n not in parsed.query}
-        return create_engine(parsed, pool_pre_ping=True, **options)
+        from polarcredits.ledger.postgres import postgres_engine
+
+        return postgres_engine(parsed, busy_seconds)
     return sqlite_engine(parsed, patience_of(parsed, busy_seconds or BUSY_SECONDS))
-
-
-def _pool(url: URL) -> tuple[URL, dict[str, Any]]:
-    """Take `pool_size`, `max_overflow`, `pool_timeout` and `prepare_threshold` out of the URL's query.
-
-    `prepare_threshold=none` prepares nothing, for a pooler that cannot pass prepared statements on.
-    """
-    given = {name: str(value) for name, value in url.query.items() if name in _POOL or name == _PREPARE}
-    numbers = {name: int(value) for name, value in given.items() if value.isascii() and value.isdecimal()}
-    prepare = {_PREPARE: numbers.pop(_PREPARE, None)} if _PREPARE in given else {}
-    for name, value in given.items():
-        if name not in numbers and (name, value.lower()) != (_PREPARE, "none") and name not in prepare:
-            raise DatabaseError(f"{name} in the database URL must be a whole number, not {value!r}.")
-    return url.difference_update_query(given), {**_POOL, **numbers, "connect_args": prepare}
-
-
-def _postgres_bounds(seconds: float) -> dict[str, str | int]:
-    """Return what bounds every wait for a server: to reach it, for its locks, and once it is gone."""
-    return {
-        "connect_timeout": max(2, round(seconds)),
-        "options": f"-c lock_timeout={round(seconds * 1000)}",
-        "tcp_user_timeout": round(2 * seconds * 1000),
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 2,
-    }
 
 
 def _parsed(url: str) -> URL:

@@ -130,10 +130,10 @@ def sign(raw: bytes, *, id: str, secret: str, at: datetime) -> dict[str, str]:
 def _read_headers(headers: Mapping[str, str]) -> tuple[str, int, list[str]]:
     """Return the delivery's id, its seconds since 1970 and its v1 signatures."""
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    values = [headers.get(name, "").strip(" \t") for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not value:
+    for name in names:
+        if name not in headers:
             raise SignatureRefused("missing_header", f"The header {name} is missing.")
+    values = [headers[name].strip(" \t") for name in names]
     if usable_id(values[0]) is None or not values[0].isprintable():
         raise SignatureRefused("malformed", "webhook-id is no printable id.")
     if not _SECONDS.fullmatch(values[1]) or int(values[1]) >= 253_402_300_800:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -20,6 +21,8 @@ from tests.server.conftest import sqlite
 from tests.server.serving import serving
 from tests.server.test_deliveries import stored
 from tests.server.wire import Sent, flood, post, told
+
+EVENT = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
 
 
 @pytest.fixture
@@ -68,48 +71,63 @@ def test_postgresql_restarted_under_load(own_postgres: Postgres, tmp_path: Path)
     assert stored(url) == set(taken)
 
 
-def test_a_database_that_hangs_keeps_no_server(own_postgres: Postgres, tmp_path: Path) -> None:
-    """A server that is told to stop while its database never answers ends by itself, and says so."""
-    told_of = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
+@contextmanager
+def never_storing(url: str) -> Iterator[None]:
+    """Let each attempt to store a delivery take five seconds, and then lose a race."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$"
+            " BEGIN PERFORM pg_sleep(5); RAISE SQLSTATE '40001'; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER dawdle BEFORE INSERT ON webhook_events FOR EACH ROW EXECUTE FUNCTION dawdle()"
+        )
+        yield
+        connection.execute("DROP FUNCTION dawdle CASCADE")
+
+
+def test_a_database_that_never_finishes_keeps_no_server(own_postgres: Postgres, tmp_path: Path) -> None:
+    """A server that is told to stop while its database goes on and on ends by itself, and says so."""
     with serving(tmp_path / "run", own_postgres.get_uri()) as server:
-        assert post(server.port, told("before", told_of)).status == 202
-        main = own_postgres.get_pid()
-        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-        stopped = [pid for pid in (main, *map(int, children)) if pid is not None]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            assert post(server.port, told("hanging", told_of)).status == 503
+        with never_storing(own_postgres.get_uri()):
+            assert post(server.port, told("hanging", EVENT)).status == 503
             assert server.stop() == 1
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
 
 
 def test_a_commit_that_hangs_is_told(own_postgres: Postgres, tmp_path: Path) -> None:
     """Not ready while a commit outlasts what deliveries wait, whatever others answer; then ready."""
     url = own_postgres.get_uri()
-    event = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
     with serving(tmp_path / "run", url) as server:
-        assert post(server.port, told("before", event)).status == 202
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(
-                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
-                " AS 'BEGIN PERFORM pg_sleep(12); RETURN NEW; END'"
-            )
-            connection.execute(
-                "CREATE TRIGGER dawdle BEFORE INSERT ON webhook_events FOR EACH ROW EXECUTE FUNCTION dawdle()"
-            )
-        assert server.get("/readyz")[0] == 200
-        assert post(server.port, told("slow", event)).status == 503
-        until = time.monotonic() + 3
-        while server.get("/readyz")[0] != 503:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP FUNCTION dawdle CASCADE")
+        assert post(server.port, told("before", EVENT)).status == 202
+        with never_storing(url):
+            assert server.get("/readyz")[0] == 200
+            assert post(server.port, told("slow", EVENT)).status == 503
+            until = time.monotonic() + 3
+            while server.get("/readyz")[0] != 503:
+                assert time.monotonic() < until
+                time.sleep(0.1)
         server.ready()
-        assert post(server.port, told("slow", event)).json == {"status": "duplicate"}
+        assert post(server.port, told("slow", EVENT)).json == {"status": "duplicate"}
+
+
+def test_processes_of_postgresql_that_hang_are_given_up(own_postgres: Postgres, tmp_path: Path) -> None:
+    """Backends that never answer again, though their server lives: 503, then 202 without a restart."""
+    url = own_postgres.get_uri()
+    with serving(tmp_path / "run", url) as server, psycopg.connect(url, autocommit=True) as connection:
+        assert post(server.port, told("before", EVENT)).status == 202
+        others = "SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL AND pid <> pg_backend_pid()"
+        hanging = [pid for (pid,) in connection.execute(others)]
+        assert hanging
+        try:
+            for pid in hanging:
+                os.kill(pid, signal.SIGSTOP)
+            assert post(server.port, told("hanging", EVENT)).status == 503
+            server.ready()
+            assert post(server.port, told("hanging", EVENT)).status == 202
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
+    assert stored(url) == {"before", "hanging"}
 
 
 def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:
