@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,9 @@ from polarcredits.cli.context import options
 from polarcredits.cli.lazy import LazyGroup
 from polarcredits.cli.output import emit, hint, say
 from polarcredits.errors import PolarCreditsError
+
+_UNWRITABLE = {errno.EPIPE, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing to stdout may fail with: a reader that is gone, a disk that is full."""
 
 app = typer.Typer(
     name="polarcredits",
@@ -57,7 +59,7 @@ def _global(
 
 
 def run(given: list[str], *, as_json: bool) -> int:
-    """Run a command; return the exit code of the contract."""
+    """Run a command; return the exit code of the contract. Raises OSError if stdout takes no answer."""
     options.json = as_json
     unreadable = next((word for word in given if not _is_text(word)), None)
     if unreadable is not None:
@@ -86,7 +88,6 @@ def _is_text(word: str) -> bool:
 def _outcome(given: list[str]) -> int:
     try:
         code = typer.main.get_command(app).main(given, prog_name="polarcredits", standalone_mode=False)
-        sys.stdout.flush()
     except PolarCreditsError as error:
         return _fail(error.code, error.message, error.exit_code, error.fields)
     except TyperException as error:
@@ -96,10 +97,11 @@ def _outcome(given: list[str]) -> int:
         return _fail("usage", _usage(error), 2, {})
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", "Interrupted.", 130, {})
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError) as error:
+    except OSError as error:
+        if error.errno in _UNWRITABLE and error.filename is None:
+            raise
+        return _bug(error)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         return _bug(error)
     except (AttributeError, NameError, TypeError, ValueError, ImportError) as error:
         return _bug(error)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -34,8 +34,9 @@ def say(text: str) -> None:
 
 
 def hint(text: str) -> None:
-    """Print talk: progress, hints, warnings; never part of the answer."""
-    print(text, file=sys.stderr)
+    """Print talk: progress, hints, warnings; never part of the answer, and lost where nobody listens."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def when(time: datetime | None) -> str:
