@@ -21,6 +21,16 @@ from tests.ledger.worlds import at, catalog, dump, feed
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 
+_ROLES = """
+DO $$ BEGIN
+  CREATE ROLE "the application";
+  CREATE ROLE reader;
+EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+GRANT SELECT, INSERT ON credit_transactions TO "the application";
+GRANT SELECT ON credit_transactions TO reader WITH GRANT OPTION;
+GRANT REFERENCES ON credit_transactions TO PUBLIC;
+"""
+
 
 @pytest.fixture
 def parted(postgres: str) -> str:
@@ -40,6 +50,7 @@ def parted(postgres: str) -> str:
             if "PARTITION BY" in each
         ]
         with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_ROLES)
             connection.execute(sql)
         assert dump(ledger) == before
     return url
@@ -85,6 +96,25 @@ def test_partitions_are_guarded(parted: str, table: str, statement: str) -> None
         ):
             connection.execute(statement.format(table))
         assert dump(ledger) == before
+
+
+@pytest.mark.parametrize("table", ["credit_transactions", "credit_transactions_3"])
+def test_what_other_roles_may_do_stays(parted: str, table: str) -> None:
+    """The whole and each part are theirs as the table was."""
+    with psycopg.connect(parted) as connection:
+        owner, held = connection.execute(
+            "SELECT relowner::regrole::text, array_agg((coalesce(nullif(grantee, 0)::regrole::text,"
+            " 'PUBLIC'), privilege_type, is_grantable)::text) FROM pg_class, aclexplode(relacl)"
+            " WHERE oid = %s::regclass AND grantee <> relowner GROUP BY 1",
+            [table],
+        ).fetchall()[0]
+        assert owner == connection.info.user
+    assert sorted(held) == [
+        '("""the application""",INSERT,f)',
+        '("""the application""",SELECT,f)',
+        "(PUBLIC,REFERENCES,f)",
+        "(reader,SELECT,t)",
+    ]
 
 
 def test_one_users_entries_are_looked_for_in_one_partition(parted: str) -> None:
