@@ -10,7 +10,7 @@ from typing import Any
 
 from polarcredits.errors import HoldClosed
 from polarcredits.ledger import spending
-from polarcredits.ledger.batching import AsyncGroup
+from polarcredits.ledger.async_batching import AsyncGroup
 from polarcredits.ledger.holds import Hold
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.teller import Teller

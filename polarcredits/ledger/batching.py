@@ -20,15 +20,12 @@ starts with an empty queue, and what its parent was doing stays the parent's.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
@@ -44,7 +41,7 @@ _PAUSE_SECONDS = 0.0001
 
 
 class _Ticket(Generic[Q, A]):
-    """A request of a thread; `gate` is what it waits at, `leads` whether its thread works next."""
+    """A request of a thread; `gate` is what it waits at, `leads` whether its thread is to work for all."""
 
     __slots__ = ("answer", "gate", "leads", "request")
     answer: A | Exception
@@ -79,15 +76,16 @@ class Group(Generic[Q, A]):
         self._waiting = waiting
         self._patience = patience
         self._closed = False
-        self._begin()
-        _groups.add(self)
+        self.begin()
+        begin_in_a_child(self)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start with an empty queue."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._watching = 0
         self._queue: deque[_Ticket[Q, A]] = deque()
         self._led = False
-        self._crowded = False
         self._answered = 0
 
     def ask(self, request: Q) -> A:
@@ -97,221 +95,136 @@ class Group(Generic[Q, A]):
         once closed. A thread interrupted while it waits withdraws its request if nobody took it yet.
         """
         ticket: _Ticket[Q, A] = _Ticket(request)
-        with self._lock:
-            if self._closed or len(self._queue) >= self._waiting:
-                self._admit()
-            leads = not self._led
-            self._led = True
-            self._queue.append(ticket)
-            if not leads:
-                ticket.gate = threading.Lock()
+        try:
+            with self._lock:
+                if self._closed or len(self._queue) >= self._waiting:
+                    self._admit()
+                if self._led:
+                    self._queue_up(ticket)
+                else:
+                    ticket.leads = self._led = True
+            if ticket.gate is not None:
                 ticket.gate.acquire()
-        if ticket.gate is not None:
-            leads = self._wait(ticket, ticket.gate)
-        if leads:
-            self._gather()
-            self._lead()
-        if isinstance(ticket.answer, Exception):
-            raise ticket.answer
-        return ticket.answer
+            if ticket.leads:
+                if self._queue or self._answered > 1:
+                    self._lead(ticket)
+                else:
+                    self._lead_alone(ticket)
+        except BaseException:
+            self._leave(ticket)
+            raise
+        answer = ticket.answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Refuse what comes from now on, and return when all that was accepted is answered."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._led)
+            self._watch(lambda: not self._led)
 
     def _admit(self) -> None:
         """Wait for room in the queue."""
-        self._crowded = True
-        free = self._changed.wait_for(
-            lambda: self._closed or len(self._queue) < self._waiting, timeout=self._patience
-        )
+        free = self._watch(lambda: self._closed or len(self._queue) < self._waiting, self._patience)
         if self._closed:
-            raise _closed()
+            raise closed()
         if not free:
-            raise _too_many()
+            raise too_many()
 
-    def _wait(self, ticket: _Ticket[Q, A], gate: threading.Lock) -> bool:
-        """Return when the ticket is answered (False) or is to lead (True)."""
-        answered = False
+    def _watch(self, true: Callable[[], bool], timeout: float | None = None) -> bool:
+        self._watching += 1
         try:
-            answered = gate.acquire()
+            return self._changed.wait_for(true, timeout)
         finally:
-            if not answered:
-                self._leave(ticket)
-        return ticket.leads
+            self._watching -= 1
+
+    def _queue_up(self, ticket: _Ticket[Q, A]) -> None:
+        ticket.gate = threading.Lock()
+        ticket.gate.acquire()
+        self._queue.append(ticket)
 
     def _leave(self, ticket: _Ticket[Q, A]) -> None:
+        """Withdraw a request that nobody took; who was to lead lets the next one do it."""
         with self._lock:
             if ticket in self._queue:
                 self._queue.remove(ticket)
-                if ticket.leads:
-                    self._appoint()
+            if ticket.leads:
+                self._appoint(ticket)
+
+    def _lead_alone(self, ticket: _Ticket[Q, A]) -> None:
+        """Work for one beside whom nobody waits, as `_lead` would, with nothing in the way."""
+        try:
+            ticket.answer = answers_of(self._work, (ticket.request,))[0]
+        finally:
+            with self._lock:
+                self._answered = 1
+                self._appoint(ticket)
+
+    def _lead(self, ticket: _Ticket[Q, A]) -> None:
+        """Work for this thread and for everybody who waits, answer them, and let the next one lead."""
+        batch = [ticket]
+        try:
+            if self._answered > 1:
+                self._gather()
+            if self._queue:
+                self._take(batch)
+            answers = answers_of(self._work, [each.request for each in batch])
+            for each, answer in zip(batch, answers, strict=True):
+                each.answer = answer
+        except BaseException as error:
+            for each in batch:
+                each.answer = twin(error)
+            raise
+        finally:
+            for each in batch:
+                if each.gate is not None and each is not ticket:
+                    each.gate.release()
+            with self._lock:
+                self._answered = len(batch)
+                self._appoint(ticket)
 
     def _gather(self) -> None:
         """Let those who were just answered ask again, as long as more of them come."""
         for _ in range(_PAUSES):
             before = len(self._queue)
-            if before >= self._answered:
+            if before + 1 >= self._answered:
                 return
             time.sleep(_PAUSE_SECONDS)
             if len(self._queue) == before:
                 return
 
-    def _lead(self) -> None:
-        """Work for everybody who waits, answer them, and let the next of the queue lead."""
+    def _take(self, batch: list[_Ticket[Q, A]]) -> None:
+        """Fill a batch from the queue, in one step: an interruption leaves nobody between the two."""
         with self._lock:
-            queue = self._queue
-            batch = [queue.popleft() for _ in range(min(len(queue), self._most))]
-            if self._crowded:
-                self._crowded = False
+            waiting, room = list(self._queue), self._most - len(batch)
+            batch[1:], self._queue = waiting[:room], deque(waiting[room:])
+            if self._watching:
                 self._changed.notify_all()
-        try:
-            answers = _answers(self._work, [ticket.request for ticket in batch])
-            for ticket, answer in zip(batch, answers, strict=True):
-                ticket.answer = answer
-        except BaseException as error:
-            for ticket in batch:
-                ticket.answer = _twin(error)
-            raise
-        finally:
-            for ticket in batch:
-                if ticket.gate is not None and not ticket.leads:
-                    ticket.gate.release()
-            with self._lock:
-                self._answered = len(batch)
-                self._appoint()
 
-    def _appoint(self) -> None:
-        if not self._queue:
-            self._led = False
-            if self._closed:
-                self._changed.notify_all()
-            return
-        heir = self._queue[0]
-        heir.leads = True
-        if heir.gate is not None:
-            heir.gate.release()
+    def _appoint(self, before: _Ticket[Q, A]) -> None:
+        """Let the first of the queue lead, in the place of the one before."""
+        before.leads = False
+        self._led = bool(self._queue)
+        if self._led:
+            heir = self._queue.popleft()
+            heir.leads = True
+            if heir.gate is not None:
+                heir.gate.release()
+        if self._watching:
+            self._changed.notify_all()
 
 
-class AsyncGroup(Generic[Q, A]):
-    """Answers the requests of many tasks of one event loop together.
-
-    *work* runs in a thread of the group's own, one batch at a time, while the loop gathers the next.
-    A task that is cancelled before its request was taken is not executed; one cancelled later was
-    executed whole or, if its batch failed, not at all. A process does not wait for an idle group.
-    """
-
-    def __init__(
-        self,
-        work: Work[Q, A],
-        *,
-        most: int = MOST,
-        waiting: int = WAITING,
-        patience: float = BUSY_SECONDS,
-    ) -> None:
-        self._work = work
-        self._most = most
-        self._waiting = waiting
-        self._patience = patience
-        self._closed = False
-        self._begin()
-        _groups.add(self)
-
-    def _begin(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polarcredits-group")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._bind(None)
-
-    def _bind(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            raise RuntimeError("An open async ledger belongs to the event loop that used it first.")
-        self._loop = loop
-        self._queue: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._busy = False
-        self._room = asyncio.Event()
-        self._idle = asyncio.Event()
-
-    async def ask(self, request: Q) -> A:
-        """Return the answer to *request*, once its batch is committed; raises as `Group.ask` does."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._bind(loop)
-        if self._closed or len(self._queue) >= self._waiting:
-            await self._admit()
-        future: asyncio.Future[A] = loop.create_future()
-        self._queue.append((request, future))
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._start, loop)
-        return await future
-
-    async def close(self) -> None:
-        """Refuse what comes from now on, and return when all that was accepted is answered."""
-        self._closed = True
-        self._room.set()
-        while self._busy and asyncio.get_running_loop() is self._loop:
-            self._idle.clear()
-            await self._idle.wait()
-        self._thread.shutdown(wait=False)
-
-    async def _admit(self) -> None:
-        """Wait for room in the queue."""
-        try:
-            async with asyncio.timeout(self._patience):
-                while not self._closed and len(self._queue) >= self._waiting:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            raise _too_many() from None
-        if self._closed:
-            raise _closed()
-
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the thread the next batch: all who wait and were not cancelled."""
-        batch: list[tuple[Q, asyncio.Future[A]]] = []
-        while self._queue and len(batch) < self._most:
-            waiter = self._queue.popleft()
-            if not waiter[1].done():
-                batch.append(waiter)
-        self._room.set()
-        if not batch:
-            self._busy = False
-            self._idle.set()
-            return
-        requests = [request for request, _ in batch]
-        running = loop.run_in_executor(self._thread, partial(_answers, self._work), requests)
-        running.add_done_callback(partial(self._answer, loop, batch))
-
-    def _answer(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[tuple[Q, asyncio.Future[A]]],
-        running: asyncio.Future[Sequence[A | Exception]],
-    ) -> None:
-        """Answer a batch. Those who ask again at once, and who waits already, are the next one."""
-        error = running.exception()
-        answers = running.result() if error is None else [_twin(error) for _ in batch]
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-        loop.call_soon(self._start, loop)
-
-
-def _answers(work: Work[Q, A], requests: Sequence[Q]) -> Sequence[A | Exception]:
+def answers_of(work: Work[Q, A], requests: Sequence[Q]) -> Sequence[A | Exception]:
+    """Return the answers of *work*: exactly one a request."""
     answers = work(requests)
     if len(answers) != len(requests):
         raise ValueError(f"{len(requests)} requests have {len(answers)} answers")
     return answers
 
 
-def _twin(error: BaseException) -> Exception:
+def twin(error: BaseException) -> Exception:
     """Return what one of several callers is told of the failure of their batch: its own object."""
     if not isinstance(error, Exception):
         told: Exception = DatabaseError("Interrupted before the commit was known; look before you repeat.")
@@ -322,20 +235,34 @@ def _twin(error: BaseException) -> Exception:
     return told
 
 
-def _closed() -> DatabaseError:
+def closed() -> DatabaseError:
+    """Return what a caller gets that comes too late."""
     return DatabaseError("The ledger is closed; open it again.")
 
 
-def _too_many() -> DatabaseBusy:
+def too_many() -> DatabaseBusy:
+    """Return what a caller gets for whom there was no room in time."""
     return DatabaseBusy("Too many requests wait for the database; try again.")
 
 
-_groups: WeakSet[Group[Any, Any] | AsyncGroup[Any, Any]] = WeakSet()
+class Forkable(Protocol):
+    """What starts anew in a forked child."""
+
+    def begin(self) -> None:
+        """Start with an empty queue."""
+
+
+_forkable: WeakSet[Forkable] = WeakSet()
+
+
+def begin_in_a_child(group: Forkable) -> None:
+    """Let a group start anew in every child that this process forks."""
+    _forkable.add(group)
 
 
 def _forget_the_parent() -> None:
-    for group in list(_groups):
-        group._begin()
+    for group in list(_forkable):
+        group.begin()
 
 
 os.register_at_fork(after_in_child=_forget_the_parent)

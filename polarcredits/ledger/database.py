@@ -113,6 +113,14 @@ class Database:
         with failures, self._reader.connect() as connection:
             return work(connection)
 
+    def raw_cursor(self, driver: Any) -> Any:
+        """Return a cursor of a driver's own connection, for statements in the database's own words."""
+        if self.sqlite:
+            return driver.cursor()
+        from polarcredits.ledger.postgres import raw_cursor
+
+        return raw_cursor(driver)
+
     def connections(self) -> tuple[int, int]:
         """Return how many connections are idle, and how many in use."""
         pool = self.engine.pool

@@ -15,7 +15,7 @@ from polarcredits.ledger.values import Receipt, Transaction, metadata_of, transa
 from polarcredits.periods import from_micros
 
 Cursor = Any
-"""A cursor of sqlite3 or psycopg."""
+"""A cursor of sqlite3, or a RawCursor of psycopg."""
 
 COLUMNS = (
     "account_id, sequence, type, amount, balance_after, operation, meta, actor,"
@@ -65,7 +65,7 @@ _SAME_VERSION = """
 
 
 def _one_statement(further: str) -> str:
-    """Return update and insert as one statement with psycopg's named parameters."""
+    """Return update and insert as one statement with PostgreSQL's own parameters: the fields of a Spend."""
     moved = ", ".join(f"b.{column}" for column in _MOVED.split(", "))
     statement = f"""
 WITH moved AS (
@@ -79,14 +79,10 @@ WITH moved AS (
 )
 SELECT {_MOVED} FROM moved
 """
-    for word in ("amount", "now", "latest", "recorded"):
-        statement = statement.replace(f":{word}", f"%({word})s::bigint")
-    for word in ("user", "operation", "meta", "actor", "key", "request"):
-        statement = statement.replace(f":{word}", f"%({word})s::text")
+    for number, word in enumerate(Spend._fields, 1):
+        kind = "bigint" if word in ("amount", "now", "latest", "recorded") else "text"
+        statement = statement.replace(f":{word}", f"${number}::{kind}")
     return statement
-
-
-_PLAIN, _KEYED = _one_statement(""), _one_statement(_SAME_VERSION + _NEW_KEY)
 
 
 class Spend(NamedTuple):
@@ -136,10 +132,13 @@ class Spent(NamedTuple):
         return Receipt(entry, self.balance, self.balance - self.held)
 
 
+_PLAIN, _KEYED = _one_statement(""), _one_statement(_SAME_VERSION + _NEW_KEY)
+
+
 def spend(cursor: Cursor, wanted: Spend, *, sqlite: bool) -> Spent | None:
     """Deduct within the cursor's transaction, or write nothing and return None: a miss."""
     if not sqlite:
-        row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, wanted._asdict()).fetchone()
+        row = cursor.execute(_PLAIN if wanted.key is None else _KEYED, wanted).fetchone()
         return None if row is None else Spent(*row)
     user, amount, operation, meta, actor, key, request, now, latest, recorded = wanted
     if key is None:

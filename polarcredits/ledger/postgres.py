@@ -45,6 +45,11 @@ def postgres_engine(url: URL, busy_seconds: float | None) -> Engine:
     return engine
 
 
+def raw_cursor(driver: Any) -> psycopg.RawCursor[Any]:
+    """Return a cursor for statements with PostgreSQL's own parameters, `$1`: there is nothing to convert."""
+    return psycopg.RawCursor(driver)
+
+
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that is given up when its server does not answer a statement in time.
 

@@ -38,11 +38,11 @@ INSERT INTO credit_transactions ({COLUMNS}) VALUES (?, ?, 'deduct', ?, ?, ?, ?, 
 
 _READ = f"""
 SELECT {_BALANCES} FROM accounts AS a JOIN credit_balances AS b ON b.account_id = a.id
-WHERE a.user_id = ANY(%s::text[]) AND a.alias_of IS NULL AND b.closed = 0
+WHERE a.user_id = ANY($1::text[]) AND a.alias_of IS NULL AND b.closed = 0
 ORDER BY b.account_id FOR UPDATE OF b
 """
 _KEYS = """
-WITH w AS (SELECT * FROM unnest(%s::bigint[], %s::text[]) AS w (account, key))
+WITH w AS (SELECT * FROM unnest($1::bigint[], $2::text[]) AS w (account, key))
 SELECT t.account_id, t.idempotency_key FROM w JOIN credit_transactions AS t
 ON t.account_id = w.account AND t.idempotency_key = w.key
 UNION ALL SELECT h.key_account, h.idempotency_key FROM w JOIN holds AS h
@@ -51,7 +51,7 @@ ON h.key_account = w.account AND h.idempotency_key = w.key
 _UPDATE = """
 UPDATE credit_balances AS b SET balance = u.balance, sequence = u.sequence,
  unsettled = b.unsettled + u.spent, last_occurred_at = u.occurred
-FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
  AS u (balance, sequence, spent, occurred, account)
 WHERE b.account_id = u.account
 """
@@ -59,8 +59,8 @@ _INSERT = f"""
 INSERT INTO credit_transactions ({COLUMNS})
 SELECT account, sequence, 'deduct', amount, balance, operation, meta, actor, key, request, occurred,
  recorded
-FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
- %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[])
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+ $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[])
  AS e (account, sequence, amount, balance, operation, meta, actor, key, request, occurred, recorded)
 """
 

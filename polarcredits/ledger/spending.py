@@ -67,7 +67,7 @@ def groupable(wanted: Spend) -> bool:
 def decide(ledger: Ledger, connection: Connection, wanted: Spend) -> Receipt:
     """Deduct within the connection's transaction."""
     if groupable(wanted):
-        cursor = connection.connection.cursor()
+        cursor = ledger.database.raw_cursor(connection.connection.driver_connection)
         try:
             spent = spend(cursor, wanted, sqlite=ledger.database.sqlite)
         finally:

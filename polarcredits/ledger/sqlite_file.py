@@ -30,7 +30,7 @@ _OPENED = "polarcredits_opened"
 class Opened(NamedTuple):
     """The file that a connection was opened on."""
 
-    path: Path
+    path: str
     identity: tuple[int, int] | None
 
 
@@ -48,8 +48,8 @@ def patience_of(url: URL, seconds: float) -> float:
 
 def sqlite_engine(url: URL, patience: float) -> Engine:
     """Return the engine of a file that is there already."""
-    path = Path(url.database or "polarcredits.db").absolute()
-    address = f"file:{quote(str(path))}?mode=rw"
+    path = str(Path(url.database or "polarcredits.db").absolute())
+    address = f"file:{quote(path)}?mode=rw"
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(address, uri=True, timeout=patience, check_same_thread=False)
@@ -123,7 +123,7 @@ def private_file(path: Path, wanted: Path) -> None:
         raise DatabaseError(f"Cannot make the database {wanted}: {error.strerror}.") from error
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except OSError:

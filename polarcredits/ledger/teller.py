@@ -39,7 +39,7 @@ class Teller:
 
         Raises DatabaseBusy or DatabaseError; then nothing of the batch is acknowledged.
         """
-        return again(lambda: self._once(batch))
+        return again(partial(self._once, batch))
 
     def close(self) -> None:
         """Close the connection; what it had not committed is undone."""
@@ -94,7 +94,7 @@ class Teller:
         driver: Any = self._kept.driver_connection
         if not self._database.sqlite:
             driver.autocommit = True
-        self._cursor = driver.cursor()
+        self._cursor = self._database.raw_cursor(driver)
         if self._database.sqlite:
             self._cursor.execute("PRAGMA busy_timeout=0")
             self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from polarcredits.errors import ConfigError, DatabaseError
-from polarcredits.ledger.batching import AsyncGroup
+from polarcredits.ledger.async_batching import AsyncGroup
 from polarcredits.server.bodies import Bodies, BodyTooLarge, BodyTooSlow, ClosingResponse, TooManyLarge
 from polarcredits.server.context import ServerContext
 from polarcredits.server.log import JsonLog

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InsufficientCredits
-from polarcredits.ledger.batching import AsyncGroup, Group
+from polarcredits.ledger.async_batching import AsyncGroup
+from polarcredits.ledger.batching import Group
 
 
 class Desk:
@@ -118,7 +119,7 @@ def test_a_full_queue_makes_callers_wait_and_then_refuses() -> None:
         with pytest.raises(DatabaseBusy):
             group.ask(4)
         last = pool.submit(group.ask, 5)
-        until(lambda: group._crowded)
+        until(lambda: group._watching == 1)
         desk.open.set()
         asked.append(last)
         assert [call.result() for call in asked] == [2, 4, 6, 10]
@@ -168,6 +169,61 @@ def test_an_interrupted_leader_tells_the_others() -> None:
     with pytest.raises(KeyboardInterrupt):
         group.ask(1)
     assert group.ask(2) == 2
+
+
+def test_a_leader_interrupted_while_it_gathers_leaves_nobody_waiting() -> None:
+    """A signal in the main thread, whatever it was about: the other threads are answered on and on."""
+    script = """
+import contextlib, os, random, signal, threading, time
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.batching import Group
+answered = 0
+def work(requests):
+    time.sleep(0.0005)
+    return list(requests)
+group = Group(work)
+def ask():
+    global answered
+    while True:
+        with contextlib.suppress(DatabaseError):
+            assert group.ask(1) == 1
+        answered += 1
+class Alarm(BaseException):
+    pass
+def ring(*_):
+    raise Alarm
+signal.signal(signal.SIGALRM, ring)
+for _ in range(4):
+    threading.Thread(target=ask, daemon=True).start()
+for _ in range(150):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.004))
+        while True:
+            group.ask(0)
+    except Alarm:
+        before, until = answered, time.monotonic() + 5
+        while answered == before:
+            if time.monotonic() > until:
+                os._exit(1)
+            time.sleep(0.0001)
+os._exit(0)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, env=dict(os.environ)).returncode == 0
+
+
+def test_whoever_waits_for_room_hears_of_it() -> None:
+    """Also one who woke once to a queue that others had filled again."""
+    patience = 5.0
+    group: Group[int, int] = Group(_slowly, most=1, waiting=1, patience=patience)
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(group.ask, range(8))) == list(range(8))
+    assert time.monotonic() - began < patience
+
+
+def _slowly(requests: Sequence[int]) -> list[int]:
+    time.sleep(0.02)
+    return list(requests)
 
 
 def test_many_threads_each_get_their_own() -> None:
@@ -316,3 +372,73 @@ def test_one_group_serves_one_loop_after_the_other() -> None:
         asyncio.run(group.ask(4))
     loop.run_until_complete(group.close())
     loop.close()
+
+
+def test_where_no_thread_can_be_started_tasks_are_told() -> None:
+    """Nothing was done, nothing waits, and nothing is done later when there are threads again."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, most=1)
+        before = threading.stack_size(2**46)
+        try:
+            told = await asyncio.gather(group.ask(1), group.ask(2), return_exceptions=True)
+        finally:
+            threading.stack_size(before)
+        assert [type(each) for each in told] == [DatabaseError] * 2
+        assert "nothing was done" in str(told[0])
+        assert desk.batches == []
+        assert await group.ask(3) == 6
+        await group.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert desk.batches == [[3]]
+
+
+def test_tasks_that_outlive_the_main_thread_are_told() -> None:
+    """When the interpreter takes no more work they get an error, and closing comes to an end."""
+    script = """
+import asyncio, threading
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.async_batching import AsyncGroup
+async def main():
+    group = AsyncGroup(list)
+    assert await group.ask(1) == 1
+    asked.set()
+    threading.main_thread().join()
+    try:
+        await group.ask(2)
+    except DatabaseError as error:
+        print(error)
+    await group.close()
+    print("closed")
+asked = threading.Event()
+threading.Thread(target=asyncio.run, args=(main(),)).start()
+asked.wait()
+"""
+    ran = subprocess.run([sys.executable, "-c", script], timeout=20, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[1:] == ["closed"], ran.stderr
+    assert "nothing was done" in ran.stdout
+
+
+def test_closing_on_another_loop_waits_for_what_is_at_work() -> None:
+    """So that its connection is not closed under it; who only queued gets an error."""
+    desk = Desk()
+    group = AsyncGroup(desk, most=1)
+    desk.open.clear()
+
+    async def ask() -> list[int | BaseException]:
+        return list(await asyncio.gather(group.ask(1), group.ask(2), return_exceptions=True))
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(asyncio.run, ask())
+        until(lambda: desk.batches == [[1]])
+        closing = pool.submit(asyncio.run, group.close())
+        until(lambda: group._closed)
+        assert not closing.done()
+        desk.open.set()
+        closing.result(20)
+        told = asked.result(20)
+    assert told[0] == 2
+    assert isinstance(told[1], DatabaseError)
+    assert desk.batches == [[1]]

@@ -88,10 +88,10 @@ def never_storing(url: str) -> Iterator[None]:
 
 def test_a_database_that_never_finishes_keeps_no_server(own_postgres: Postgres, tmp_path: Path) -> None:
     """A server that is told to stop while its database goes on and on ends by itself, and says so."""
-    with serving(tmp_path / "run", own_postgres.get_uri()) as server:
-        with never_storing(own_postgres.get_uri()):
-            assert post(server.port, told("hanging", EVENT)).status == 503
-            assert server.stop() == 1
+    url = own_postgres.get_uri()
+    with serving(tmp_path / "run", url) as server, never_storing(url):
+        assert post(server.port, told("hanging", EVENT)).status == 503
+        assert server.stop() == 1
 
 
 def test_a_commit_that_hangs_is_told(own_postgres: Postgres, tmp_path: Path) -> None:
