@@ -118,16 +118,11 @@ class AsyncGroup(Generic[Q, A]):
         try:
             running = loop.run_in_executor(self._thread, partial(answers_of, self._work), requests)
         except RuntimeError as error:
-            self._do_without()
+            if not self._closed:
+                self._thread = _thread()
             self._answer(loop, batch, [_no_thread(error) for _ in batch])
         else:
             running.add_done_callback(partial(self._worked, loop, batch))
-
-    def _do_without(self) -> None:
-        """Give up a thread that could not be started, so that nothing waits for it."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if not self._closed:
-            self._thread = _thread()
 
     def _worked(
         self,

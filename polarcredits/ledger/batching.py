@@ -16,6 +16,9 @@ would have a commit for itself each time, while all the others wait for it.
 
 `Group` is for threads, `AsyncGroup` for the tasks of one event loop. Both survive a fork: the child
 starts with an empty queue, and what its parent was doing stays the parent's.
+
+A signal may raise in the main thread after any call, also while that thread leads. So who leads, and
+who waits, changes hands by assignments alone or within one call: all who wait are let go by one.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import attrgetter, methodcaller
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -38,6 +43,8 @@ MOST = 1_000
 WAITING = 10_000
 _PAUSES = 20
 _PAUSE_SECONDS = 0.0001
+_gate = attrgetter("gate")
+_release = methodcaller("release")
 
 
 class _Ticket(Generic[Q, A]):
@@ -165,6 +172,7 @@ class Group(Generic[Q, A]):
     def _lead(self, ticket: _Ticket[Q, A]) -> None:
         """Work for this thread and for everybody who waits, answer them, and let the next one lead."""
         batch = [ticket]
+        let_go = map(_release, map(_gate, islice(batch, 1, None)))
         try:
             if self._answered > 1:
                 self._gather()
@@ -178,9 +186,7 @@ class Group(Generic[Q, A]):
                 each.answer = twin(error)
             raise
         finally:
-            for each in batch:
-                if each.gate is not None and each is not ticket:
-                    each.gate.release()
+            any(let_go)
             with self._lock:
                 self._answered = len(batch)
                 self._appoint(ticket)
@@ -205,13 +211,15 @@ class Group(Generic[Q, A]):
 
     def _appoint(self, before: _Ticket[Q, A]) -> None:
         """Let the first of the queue lead, in the place of the one before."""
-        before.leads = False
-        self._led = bool(self._queue)
-        if self._led:
-            heir = self._queue.popleft()
-            heir.leads = True
-            if heir.gate is not None:
-                heir.gate.release()
+        if self._queue:
+            heir = self._queue[0]
+            before.leads, heir.leads = False, True
+            try:
+                self._queue.popleft()
+            finally:
+                _release(heir.gate)
+        else:
+            before.leads = self._led = False
         if self._watching:
             self._changed.notify_all()
 

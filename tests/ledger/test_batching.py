@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -171,44 +173,82 @@ def test_an_interrupted_leader_tells_the_others() -> None:
     assert group.ask(2) == 2
 
 
-def test_a_leader_interrupted_while_it_gathers_leaves_nobody_waiting() -> None:
-    """A signal in the main thread, whatever it was about: the other threads are answered on and on."""
+@pytest.mark.parametrize(("threads", "seconds"), [(0, 0), (3, 0.0001), (12, 0.001)])
+def test_signals_in_the_main_thread_leave_nobody_waiting(threads: int, seconds: float) -> None:
+    """Wherever they hit it, alone, in the lead or in the queue: every thread is answered on and on."""
     script = """
-import contextlib, os, random, signal, threading, time
+import contextlib, os, random, signal, sys, threading, time
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.batching import Group
-answered = 0
+threads, seconds = int(sys.argv[1]), float(sys.argv[2])
 def work(requests):
-    time.sleep(0.0005)
+    if seconds:
+        time.sleep(seconds)
     return list(requests)
-group = Group(work)
-def ask():
-    global answered
+group, answered = Group(work), [0] * threads
+def ask(number):
     while True:
         with contextlib.suppress(DatabaseError):
-            assert group.ask(1) == 1
-        answered += 1
+            assert group.ask(number) == number
+        answered[number] += 1
 class Alarm(BaseException):
     pass
 def ring(*_):
     raise Alarm
 signal.signal(signal.SIGALRM, ring)
-for _ in range(4):
-    threading.Thread(target=ask, daemon=True).start()
-for _ in range(150):
-    try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.004))
-        while True:
-            group.ask(0)
-    except Alarm:
-        before, until = answered, time.monotonic() + 5
-        while answered == before:
-            if time.monotonic() > until:
-                os._exit(1)
-            time.sleep(0.0001)
+for number in range(threads):
+    threading.Thread(target=ask, args=(number,), daemon=True).start()
+for _ in range(20):
+    for _ in range(100):
+        with contextlib.suppress(Alarm):
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
+            while True:
+                group.ask(0)
+    before, until = list(answered), time.monotonic() + 5
+    while any(now == then for now, then in zip(answered, before)) or group._led and not threads:
+        if time.monotonic() > until:
+            os._exit(1)
+        time.sleep(0.001)
 os._exit(0)
 """
-    assert subprocess.run([sys.executable, "-c", script], timeout=60, env=dict(os.environ)).returncode == 0
+    ran = subprocess.run([sys.executable, "-c", script, str(threads), str(seconds)], timeout=60)
+    assert ran.returncode == 0
+
+
+def test_an_interrupted_caller_withdraws_what_nobody_took() -> None:
+    """Its request is not executed later behind its back."""
+    desk = Desk()
+    group = Group(desk)
+    desk.open.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        with _alarm(0.05), pytest.raises(_Alarm):
+            group.ask(2)
+        desk.open.set()
+        assert first.result() == 2
+    assert group.ask(3) == 6
+    assert desk.batches == [[1], [3]]
+
+
+class _Alarm(BaseException):
+    pass
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise in the main thread after a while."""
+
+    def ring(*_: object) -> None:
+        raise _Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_whoever_waits_for_room_hears_of_it() -> None:
@@ -219,6 +259,29 @@ def test_whoever_waits_for_room_hears_of_it() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(group.ask, range(8))) == list(range(8))
     assert time.monotonic() - began < patience
+
+
+def test_room_is_given_as_soon_as_a_batch_is_taken() -> None:
+    """Not only when it is done."""
+    turns, batches = threading.Semaphore(0), []
+
+    def work(requests: Sequence[int]) -> list[int]:
+        batches.append(list(requests))
+        assert turns.acquire(timeout=10)
+        return list(requests)
+
+    group: Group[int, int] = Group(work, waiting=2)
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(group.ask, 1)]
+        until(lambda: batches == [[1]])
+        asked += [pool.submit(group.ask, n) for n in (2, 3)]
+        waiting(group, 2)
+        asked += [pool.submit(group.ask, n) for n in (4, 5)]
+        until(lambda: group._watching == 2)
+        turns.release()
+        until(lambda: len(batches) == 2 and group._watching == 0)
+        turns.release(5)
+        assert [call.result() for call in asked] == [1, 2, 3, 4, 5]
 
 
 def _slowly(requests: Sequence[int]) -> list[int]:
@@ -428,7 +491,7 @@ def test_closing_on_another_loop_waits_for_what_is_at_work() -> None:
     desk.open.clear()
 
     async def ask() -> list[int | BaseException]:
-        return list(await asyncio.gather(group.ask(1), group.ask(2), return_exceptions=True))
+        return list(await asyncio.gather(*(group.ask(n) for n in (1, 2, 3)), return_exceptions=True))
 
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(asyncio.run, ask())
@@ -440,5 +503,5 @@ def test_closing_on_another_loop_waits_for_what_is_at_work() -> None:
         closing.result(20)
         told = asked.result(20)
     assert told[0] == 2
-    assert isinstance(told[1], DatabaseError)
+    assert [type(each) for each in told[1:]] == [DatabaseError] * 2
     assert desk.batches == [[1]]
