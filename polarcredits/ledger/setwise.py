@@ -48,19 +48,19 @@ ON t.account_id = w.account AND t.idempotency_key = w.key
 UNION ALL SELECT h.key_account, h.idempotency_key FROM w JOIN holds AS h
 ON h.key_account = w.account AND h.idempotency_key = w.key
 """
-_UPDATE = """
-UPDATE credit_balances AS b SET balance = u.balance, sequence = u.sequence,
- unsettled = b.unsettled + u.spent, last_occurred_at = u.occurred
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
- AS u (balance, sequence, spent, occurred, account)
-WHERE b.account_id = u.account
-"""
-_INSERT = f"""
+_WRITE = f"""
+WITH moved AS (
+ UPDATE credit_balances AS b SET balance = u.balance, sequence = u.sequence,
+  unsettled = b.unsettled + u.spent, last_occurred_at = u.occurred
+ FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+  AS u (balance, sequence, spent, occurred, account)
+ WHERE b.account_id = u.account
+)
 INSERT INTO credit_transactions ({COLUMNS})
 SELECT account, sequence, 'deduct', amount, balance, operation, meta, actor, key, request, occurred,
  recorded
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
- $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[])
+FROM unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::text[],
+ $12::text[], $13::text[], $14::text[], $15::bigint[], $16::bigint[])
  AS e (account, sequence, amount, balance, operation, meta, actor, key, request, occurred, recorded)
 """
 
@@ -106,8 +106,8 @@ def spend_all(cursor: Cursor, batch: Sequence[Spend], *, sqlite: bool) -> list[S
             cursor.executemany(_SQLITE_UPDATE, changes)
             cursor.executemany(_SQLITE_INSERT, entries)
         else:
-            cursor.execute(_UPDATE, [list(column) for column in zip(*changes, strict=True)])
-            cursor.execute(_INSERT, [list(column) for column in zip(*entries, strict=True)])
+            columns = [*zip(*changes, strict=True), *zip(*entries, strict=True)]
+            cursor.execute(_WRITE, [list(column) for column in columns])
     return answers
 
 
