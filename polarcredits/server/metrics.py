@@ -7,6 +7,7 @@ With several workers, prometheus-client adds their figures up through files in a
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,6 +85,11 @@ class Metrics:
             self._pool.labels(state).set(number)
         self.dropped.inc(dropped - self._dropped_before)
         self._dropped_before = dropped
+
+    def remove_folder(self) -> None:
+        """Remove the workers' folder, when all of them end and nobody else is left to do it."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def text(self, work: Work | None, now: datetime) -> bytes:
         """Return everything in Prometheus's text format; *work* is None if there is no database."""

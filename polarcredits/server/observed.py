@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from urllib.parse import unquote
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,7 @@ from polarcredits.server.protocol import HEAD_BYTES
 
 ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout", "/checkout/success")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+_SCHEME_AND_HOST = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _LONGEST_SEGMENT = 20
 _LONGEST_PATH = 100
 _TOO_LONG = PlainTextResponse("The head of the request is too long.", 431, {"connection": "close"})
@@ -37,6 +39,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        _take_origin_form(scope)
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
@@ -66,6 +69,14 @@ class Observed:
                 request_id=request_id,
                 **state.get("told", {}),
             )
+
+
+def _take_origin_form(scope: Scope) -> None:
+    """Understand a target with scheme and host, as servers must (RFC 9112, §3.2.2)."""
+    absolute = _SCHEME_AND_HOST.match(scope["raw_path"])
+    if absolute is not None:
+        scope["raw_path"] = scope["raw_path"][absolute.end() :] or b"/"
+        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
 
 
 def _fits(scope: Scope) -> bool:

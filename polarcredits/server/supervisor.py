@@ -21,6 +21,12 @@ _QUICK_SECONDS = 5.0
 _LONGEST_PAUSE = 30.0
 
 
+def stopping_signals() -> list[signal.Signals]:
+    """Return the signals that stop a server; SIGHUP does where nobody, such as nohup, has it ignored."""
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    return wanted if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*wanted, signal.SIGHUP]
+
+
 class Supervisor:
     """Forks workers and watches over them.
 
@@ -47,12 +53,13 @@ class Supervisor:
         self._alive, self._held = os.pipe()
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; return the exit code: 130 after SIGINT, else 0."""
-        for each in (signal.SIGTERM, signal.SIGINT):
+        """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code: 130 after SIGINT, else 0."""
+        stopping = stopping_signals()
+        for each in stopping:
             signal.signal(each, self._stop)
         while self._stopped_by is None:
             if len(self._started) < self._workers and time.monotonic() >= self._begin_after:
-                self._fork()
+                self._fork(stopping)
                 continue
             self._bury()
             time.sleep(_TICK_SECONDS)
@@ -62,14 +69,14 @@ class Supervisor:
     def _stop(self, sig: int, _frame: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or sig
 
-    def _fork(self) -> None:
+    def _fork(self, stopping: list[signal.Signals]) -> None:
         pid = os.fork()
         if pid:
             self._started[pid] = time.monotonic()
             return
         code = 1
         try:
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in stopping:
                 signal.signal(each, signal.SIG_DFL)
             os.close(self._held)
             code = 0 if self._stopped_by is not None else self._work(self._alive)

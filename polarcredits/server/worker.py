@@ -24,6 +24,7 @@ from polarcredits.server.links import what_is_off
 from polarcredits.server.log import JsonLog, catch_library_logs
 from polarcredits.server.metrics import Metrics
 from polarcredits.server.protocol import HEAD_BYTES, KEEP_ALIVE_SECONDS, MOST_CONNECTIONS, BoundedProtocol
+from polarcredits.server.supervisor import stopping_signals
 from polarcredits.settings import Settings
 from polarcredits.webhooks.inbox import Inbox
 
@@ -42,11 +43,12 @@ class _Server(Server):
     """uvicorn's server; a signal stops it, and the process then ends in its own way."""
 
     stopped_by: int | None = None
+    orphaned = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT; a second SIGINT waits for nothing."""
-        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
+        """Listen to SIGTERM, SIGINT and SIGHUP; a second SIGINT waits for nothing."""
+        before = {each: signal.signal(each, self.handle_exit) for each in stopping_signals()}
         try:
             yield
         finally:
@@ -77,7 +79,7 @@ def run_worker(
     """Serve until a signal; return the exit code: 130 after SIGINT, else 0.
 
     The database need not be there yet: until it is, deliveries get 503. *parent* is the end of a pipe
-    that is closed when the parent process is gone, and then the worker stops as well.
+    that is closed when the parent process is gone; then the worker stops, and tidies up after both.
     """
     _allow_many_files()
     gc.freeze()
@@ -94,9 +96,10 @@ def run_worker(
         allow_triggered=allow_triggered,
         clock=lambda: datetime.now(UTC),
     )
+    metrics = Metrics()
     server = _Server(
         Config(
-            make_app(context, log=log, metrics=Metrics()),
+            make_app(context, log=log, metrics=metrics),
             http=BoundedProtocol,
             ws="none",
             lifespan="on",
@@ -121,6 +124,8 @@ def run_worker(
         log.write("worker_stopped", signal=server.stopped_by)
         ledger.close()
         log.close()
+        if server.orphaned:
+            metrics.remove_folder()
     return 130 if server.stopped_by == signal.SIGINT else 0
 
 
@@ -132,6 +137,7 @@ async def _serve(server: _Server, listening: socket.socket, parent: int | None) 
 
 def _orphaned(server: _Server, parent: int) -> None:
     asyncio.get_running_loop().remove_reader(parent)
+    server.orphaned = True
     server.handle_exit(signal.SIGTERM, None)
 
 

@@ -9,6 +9,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.server.conftest import sqlite
 from tests.server.serving import Serving, serving
@@ -111,6 +112,34 @@ def test_a_head_that_is_too_long(server: Serving) -> None:
     assert asyncio.run(pieces()).status in (400, 431)
     fits = request(GOOD.raw, GOOD.headers() | {"x-padding": "x" * 15_000})
     assert asyncio.run(exchange(server.port, fits)).status == 202
+
+
+def test_a_target_with_scheme_and_host(server: Serving) -> None:
+    """What some proxies send names the same path, in the log as well; a second one in it does not."""
+    targets = {
+        "http://credits.example/webhooks/polar": 202,
+        "HTTPS://credits.example:443/webhooks/polar?from=http://elsewhere/": 202,
+        "http://credits.example/webhooks%2Fpolar": 202,
+        "http://credits.example": 404,
+        "http://credits.example/http://credits.example/webhooks/polar": 404,
+        "//credits.example/webhooks/polar": 404,
+        "ftp://credits.example/webhooks/polar": 404,
+    }
+    earlier = len(posts(server))
+    for target, status in targets.items():
+        sent = request(GOOD.raw, GOOD.headers(), path=target)
+        assert (target, asyncio.run(exchange(server.port, sent)).status) == (target, status)
+    until = time.monotonic() + 5
+    while len(lines := posts(server)[earlier:]) < len(targets):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert [line["status"] for line in lines] == list(targets.values())
+    assert {line["path"] for line in lines if line["status"] == 202} == {PATH}
+
+
+def posts(server: Serving) -> list[dict[str, Any]]:
+    """Return the lines of the log about what was sent."""
+    return [line for line in server.lines() if line.get("method") == "POST"]
 
 
 def test_a_flood_of_the_same_news_is_one_line(tmp_path: Path) -> None:

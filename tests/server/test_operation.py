@@ -96,7 +96,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(("sig", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
 def test_graceful_stop(workers: str, sig: int, code: int, tmp_path: Path) -> None:
     """What is in flight is finished, the rest refused, and the process ends by itself."""
     with serving(tmp_path / "run", sqlite(tmp_path), options=["--workers", workers]) as server:

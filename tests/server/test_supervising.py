@@ -8,12 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.server.conftest import sqlite
 from tests.server.serving import serving
 from tests.server.wire import post, told
 
+EVENT = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
 SUPERVISED = """
 import os, signal, socket, sys
 from polarcredits.server.supervisor import Supervisor
@@ -54,7 +58,6 @@ def test_a_worker_is_stopped_while_it_is_forked() -> None:
 
 def test_figures_outlive_whoever_cleans_temporary_folders(tmp_path: Path) -> None:
     """The folder that workers share is made again: metrics answer, and a dead worker is replaced."""
-    event = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
     here = tmp_path / "temporary"
     here.mkdir()
     how = {"options": ["--workers", "2"], "environ": {"TMPDIR": str(here)}}
@@ -70,8 +73,38 @@ def test_figures_outlive_whoever_cleans_temporary_folders(tmp_path: Path) -> Non
             os.kill(pid, signal.SIGKILL)
         server.workers(4)
         server.ready()
-        assert post(server.port, told("after", event)).status == 202
+        assert post(server.port, told("after", EVENT)).status == 202
         text = server.get("/metrics")[1]
         assert 'polarcredits_deliveries_total{outcome="ignored",type="other"} 1.0' in text
         assert server.stop() == 0
     assert list(here.iterdir()) == []
+
+
+def test_a_supervisor_that_is_killed_leaves_no_folder(tmp_path: Path) -> None:
+    """Its workers end by themselves, and remove what they shared."""
+    here = tmp_path / "temporary"
+    here.mkdir()
+    how = {"options": ["--workers", "2"], "environ": {"TMPDIR": str(here)}}
+    with serving(tmp_path / "run", sqlite(tmp_path), **how) as server:
+        server.workers(2)
+        assert len(list(here.iterdir())) == 1
+        os.kill(server.process.pid, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while [each["event"] for each in server.lines()].count("worker_stopped") < 2 or list(here.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_under_nohup_a_server_outlives_its_terminal(workers: str, tmp_path: Path) -> None:
+    """SIGHUP stops it, unless whoever started it had that ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving(tmp_path / "run", sqlite(tmp_path), options=["--workers", workers]) as server:
+            os.killpg(server.process.pid, signal.SIGHUP)
+            time.sleep(0.5)
+            assert post(server.port, told("after", EVENT)).status == 202
+            assert [line for line in server.lines() if line["event"] == "worker_stopped"] == []
+            assert server.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
