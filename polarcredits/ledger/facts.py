@@ -173,16 +173,21 @@ def unknown(connection: Connection, told: Iterable[Stored]) -> set[Stored]:
     mark = "(?,?,?,?)" if connection.dialect.name == "sqlite" else "(%s,%s,%s,%s)"
     for at in range(0, len(wanted), 500):
         some = wanted[at : at + 500]
-        there = f"({_NAMES}) IN (VALUES {','.join([mark] * len(some))})"
+        given = f"WITH w (kind, object_id, as_of, digest) AS (VALUES {','.join([mark] * len(some))})"
         values = tuple(value for stored in some for value in stored)
-        counted = connection.exec_driver_sql(f"SELECT count(*) FROM observations WHERE {there}", values)
+        counted = connection.exec_driver_sql(f"{given} SELECT count(*) {_THERE}", values)
         if counted.scalar_one() < len(some):
-            found = connection.exec_driver_sql(f"SELECT {_NAMES} FROM observations WHERE {there}", values)
+            found = connection.exec_driver_sql(
+                f"{given} SELECT w.kind, w.object_id, w.as_of, w.digest {_THERE}", values
+            )
             missing |= set(some).difference(map(tuple, found))
     return missing
 
 
-_NAMES = "kind, object_id, as_of, digest"
+_THERE = """
+FROM w JOIN observations AS o ON o.kind = w.kind AND o.object_id = w.object_id AND o.as_of = w.as_of
+ AND o.digest = w.digest
+"""
 
 
 def named_user(history: Iterable[SubscriptionFact | OrderFact]) -> str | None:
