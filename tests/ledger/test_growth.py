@@ -12,6 +12,7 @@ from sqlalchemy import Connection, event, text
 
 from polarcredits.ledger.events import Wanted, newest
 from polarcredits.ledger.explain import explain
+from polarcredits.ledger.health import waiting
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import (
@@ -48,6 +49,7 @@ READS: dict[str, Callable[[Ledger], object]] = {
     "webhooks list": lambda ledger: newest(ledger, Wanted(), 50),
     "webhooks list of a user": lambda ledger: newest(ledger, Wanted(user="ann"), 50),
     "webhooks list of a type": lambda ledger: newest(ledger, Wanted(type="order.paid"), 50),
+    "the server's metrics": waiting,
 }
 
 
