@@ -36,6 +36,9 @@ class Opened(NamedTuple):
 
 def patience_of(url: URL, seconds: float) -> float:
     """Return how many seconds the write lock is waited for: `?timeout=` of the URL, else *seconds*."""
+    others = ", ".join(sorted(url.query.keys() - {"timeout"}))
+    if others:
+        raise DatabaseError(f"{others} in the database URL is unknown; with SQLite there is timeout alone.")
     given = url.query.get("timeout")
     try:
         patience = seconds if given is None else float(str(given))

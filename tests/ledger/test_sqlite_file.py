@@ -113,3 +113,9 @@ def test_a_patience_that_is_no_number_of_seconds(given: str, file: Path) -> None
     """Refused where the database is opened, in words that name it."""
     with pytest.raises(DatabaseError, match="timeout in the database URL must be seconds"):
         Database(f"sqlite:///{file}?timeout={given}")
+
+
+def test_a_parameter_that_is_unknown(file: Path) -> None:
+    """Refused and named: who writes `mode=ro` would else believe that nothing can be written."""
+    with pytest.raises(DatabaseError, match="mode, vfs in the database URL is unknown"):
+        Database(f"sqlite:///{file}?vfs=unix&timeout=2&mode=ro")
