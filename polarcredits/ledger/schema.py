@@ -92,9 +92,9 @@ def make_if_absent(url: str) -> None:
 
 def open_database(url: str) -> Database:
     """Return the database behind *url*, made first if it is SQLite and absent; never out of date."""
-    make_if_absent(url)
     database = Database(url)
     try:
+        make_if_absent(url)
         database.read(check)
     except DatabaseError:
         database.close()

@@ -117,5 +117,8 @@ def test_a_patience_that_is_no_number_of_seconds(given: str, file: Path) -> None
 
 def test_a_parameter_that_is_unknown(file: Path) -> None:
     """Refused and named: who writes `mode=ro` would else believe that nothing can be written."""
-    with pytest.raises(DatabaseError, match="mode, vfs in the database URL is unknown"):
-        Database(f"sqlite:///{file}?vfs=unix&timeout=2&mode=ro")
+    absent = file.with_name("absent.db")
+    for each in (file, absent):
+        with pytest.raises(DatabaseError, match="mode, vfs in the database URL is unknown"):
+            schema.open_database(f"sqlite:///{each}?vfs=unix&timeout=2&mode=ro")
+    assert not absent.exists()
