@@ -61,6 +61,13 @@ def check_database(open_ledger: Callable[[], Ledger], now: datetime) -> Iterator
         yield Finding(name="database", status="fail", detail=error.message, fix=_database_fix(error))
         return
     yield Finding(name="database", status="ok", detail=f"reachable and migrated, {health.users} users")
+    if health.forgetful:
+        yield Finding(
+            name="durability",
+            status="warn",
+            detail=f"{', '.join(health.forgetful)} off: a crash can lose what was acknowledged",
+            fix="Set them to on in postgresql.conf, or for the database: ALTER DATABASE … SET …",
+        )
     if health.problems:
         first = health.problems[0]
         detail = f"{len(health.problems)} laws broken, first: {first.user}: {first.detail}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, literal, select, union_all
+from sqlalchemy import Connection, func, literal, select, text, union_all
 
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import moment
@@ -52,6 +52,8 @@ class Health:
     disagreements: tuple[Disagreement, ...]
     problems: tuple[Problem, ...]
     """What a check of the accounts last written found."""
+    forgetful: tuple[str, ...]
+    """PostgreSQL's settings by which a crash can lose what was committed (docs/rules.md §6.4)."""
 
 
 def examine(ledger: Ledger, *, some: int = 200) -> Health:
@@ -67,9 +69,22 @@ def examine(ledger: Ledger, *, some: int = 200) -> Health:
             unknown_products=unknown(connection),
             disagreements=_disagreements(connection),
             problems=tuple(verify_some(connection, connection.execute(recent).scalars().all())),
+            forgetful=_forgetful(connection),
         )
 
     return ledger.reading(work)
+
+
+def _forgetful(connection: Connection) -> tuple[str, ...]:
+    if connection.dialect.name == "sqlite":
+        return ()
+    return tuple(connection.execute(_OFF).scalars())
+
+
+_OFF = text(
+    "SELECT name FROM pg_settings WHERE setting = 'off'"
+    " AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name"
+)
 
 
 def waiting(ledger: Ledger) -> Work:

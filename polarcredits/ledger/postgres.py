@@ -30,6 +30,7 @@ def postgres_engine(url: URL, busy_seconds: float | None) -> Engine:
     says (`?connect_timeout=3`) goes before.
     """
     url, options = _pool(url.set(drivername="postgresql+psycopg"))
+    options["connect_args"] |= {"client_encoding": "utf8"}
     if busy_seconds is None:
         return create_engine(url, pool_pre_ping=True, **options)
     bounds = _bounds(busy_seconds)

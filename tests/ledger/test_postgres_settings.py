@@ -1,0 +1,87 @@
+"""What an operator may have set for a PostgreSQL database, and what the ledger makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from polarcredits.doctor import check_database
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import verify
+from tests.ledger.conftest import copy_of_template
+from tests.ledger.worlds import at, catalog, dump
+
+
+def with_settings(postgres: str, *settings: str) -> str:
+    """Return the URL of an empty database that has settings of its own."""
+    url = copy_of_template(postgres)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for each in settings:
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {each}".encode())
+    return url
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "default_transaction_isolation = serializable",
+        "client_encoding = latin1",
+        "standard_conforming_strings = off",
+        "bytea_output = escape",
+        "datestyle = 'SQL, DMY'",
+        "timezone = 'Asia/Tokyo'",
+        "plan_cache_mode = force_generic_plan",
+        "search_path = elsewhere, public",
+    ],
+)
+def test_work_goes_on_as_ever(setting: str, postgres: str) -> None:
+    """Deductions alone and together, names and texts of any alphabet."""
+    with Ledger(with_settings(postgres, setting), catalog()) as ledger:
+        ledger.add_user("安")
+        told = {"note": "\\ ' é 安"}
+        with ledger.begin() as connection:
+            ledger.using(connection).deduct("安", 1, metadata=told)
+        spent = ledger.deduct("安", 1, metadata=told, idempotency_key="é")
+        assert spent.transaction.metadata == told
+        ledger.reverse(spent.transaction.id)
+        with ledger.hold("安", 5) as hold:
+            hold.capture(2)
+        assert ledger.balance("安").balance == 997
+        assert verify(ledger).problems == []
+
+
+def test_a_database_that_is_read_only(postgres: str) -> None:
+    """Refused in the database's own words, and nothing moves."""
+    url = with_settings(postgres)
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        before = dump(ledger)
+        with psycopg.connect(url, autocommit=True) as connection:
+            name = connection.info.dbname
+            connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        with Ledger(url, catalog()) as later, pytest.raises(DatabaseError, match="read-only"):
+            later.deduct("ann", 1)
+        assert dump(ledger) == before
+
+
+@pytest.mark.parametrize(("commit", "told"), [("on", "fsync off"), ("off", "fsync, synchronous_commit off")])
+def test_doctor_warns_of_a_database_that_forgets(commit: str, told: str, postgres: str) -> None:
+    """Where a commit is acknowledged before it is on disk; the server of these tests has no fsync."""
+    url = with_settings(postgres, f"synchronous_commit = {commit}")
+    [found] = [
+        each
+        for each in check_database(lambda: Ledger(url, catalog()), at("04-01"))
+        if each.name == "durability"
+    ]
+    assert (found.status, found.detail) == ("warn", f"{told}: a crash can lose what was acknowledged")
+
+
+def test_doctor_has_nothing_to_say_of_sqlite(tmp_path: Path) -> None:
+    """The program itself has it write through."""
+    url = f"sqlite:///{tmp_path / 'credits.db'}"
+    found = {each.name for each in check_database(lambda: Ledger(url, catalog()), at("04-01"))}
+    assert "ledger" in found
+    assert "durability" not in found
