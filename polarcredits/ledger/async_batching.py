@@ -7,47 +7,18 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Generic
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.batching import (
-    BUSY_SECONDS,
-    MOST,
-    WAITING,
-    A,
-    Q,
-    Work,
-    answers_of,
-    begin_in_a_child,
-    closed,
-    too_many,
-    twin,
-)
+from polarcredits.ledger.batching import A, Bounded, Q, answers_of, closed, too_many, twin
 
 
-class AsyncGroup(Generic[Q, A]):
+class AsyncGroup(Bounded[Q, A]):
     """Answers the requests of many tasks of one event loop together.
 
     *work* runs in a thread of the group's own, one batch at a time, while the loop gathers the next.
     A task that is cancelled before its request was taken is not executed; one cancelled later was
     executed whole or, if its batch failed, not at all. A process does not wait for an idle group.
     """
-
-    def __init__(
-        self,
-        work: Work[Q, A],
-        *,
-        most: int = MOST,
-        waiting: int = WAITING,
-        patience: float = BUSY_SECONDS,
-    ) -> None:
-        self._work = work
-        self._most = most
-        self._waiting = waiting
-        self._patience = patience
-        self._closed = False
-        self.begin()
-        begin_in_a_child(self)
 
     def begin(self) -> None:
         """Start with an empty queue and a thread of its own."""

@@ -26,11 +26,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import attrgetter, methodcaller
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
@@ -59,12 +60,8 @@ class _Ticket(Generic[Q, A]):
         self.leads = False
 
 
-class Group(Generic[Q, A]):
-    """Answers the requests of many threads together; safe to share between all of them.
-
-    The first caller leads: it runs *work* in its own thread, at once. Who comes meanwhile waits,
-    and the first of those leads the next batch. After a batch of several, its successor waits at most
-    two milliseconds, and only as long as more callers come. No thread is ever started.
+class Bounded(ABC, Generic[Q, A]):
+    """What both kinds of group have: their work, their bounds, and a start anew in a forked child.
 
     *most* is the size of a batch, *waiting* how many may queue, *patience* how many seconds a caller
     waits for room in a full queue.
@@ -84,7 +81,20 @@ class Group(Generic[Q, A]):
         self._patience = patience
         self._closed = False
         self.begin()
-        begin_in_a_child(self)
+        _groups.add(self)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start with an empty queue."""
+
+
+class Group(Bounded[Q, A]):
+    """Answers the requests of many threads together; safe to share between all of them.
+
+    The first caller leads: it runs *work* in its own thread, at once. Who comes meanwhile waits,
+    and the first of those leads the next batch. After a batch of several, its successor waits at most
+    two milliseconds, and only as long as more callers come. No thread is ever started.
+    """
 
     def begin(self) -> None:
         """Start with an empty queue."""
@@ -253,23 +263,11 @@ def too_many() -> DatabaseBusy:
     return DatabaseBusy("Too many requests wait for the database; try again.")
 
 
-class Forkable(Protocol):
-    """What starts anew in a forked child."""
-
-    def begin(self) -> None:
-        """Start with an empty queue."""
-
-
-_forkable: WeakSet[Forkable] = WeakSet()
-
-
-def begin_in_a_child(group: Forkable) -> None:
-    """Let a group start anew in every child that this process forks."""
-    _forkable.add(group)
+_groups: WeakSet[Bounded[Any, Any]] = WeakSet()
 
 
 def _forget_the_parent() -> None:
-    for group in list(_forkable):
+    for group in list(_groups):
         group.begin()
 
 
