@@ -63,8 +63,8 @@ class Health:
         """Say whether the database is there, up to date, of the right environment, and takes deliveries."""
         try:
             await self._ready.ask()
-            if self._receiver.hangs:
-                raise DatabaseBusy("The database does not take deliveries.")
+            if self._receiver.stuck:
+                raise DatabaseError("The database does not take deliveries.")
         except (DatabaseError, ConfigError) as error:
             self._log.write("not_ready", level="warning", code=error.code, message=error.message)
             return JSONResponse({"status": "not_ready", "code": error.code}, 503)

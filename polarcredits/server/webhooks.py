@@ -10,7 +10,7 @@ from http import HTTPStatus
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from polarcredits.errors import ConfigError, DatabaseError
+from polarcredits.errors import ConfigError, DatabaseBusy, DatabaseError
 from polarcredits.ledger.async_batching import AsyncGroup
 from polarcredits.server.bodies import Bodies, BodyTooLarge, BodyTooSlow, ClosingResponse, TooManyLarge
 from polarcredits.server.context import ServerContext
@@ -22,6 +22,8 @@ from polarcredits.webhooks.signature import Delivery, Reason, SignatureRefused, 
 ANSWER_SECONDS = 8.0
 """How long a delivery waits for its commit, at most; Polar itself waits 10 s."""
 MOST_IN_A_COMMIT = 64
+_DOUBT_SECONDS = 10.0
+"""How long a server is not ready after a commit that failed, unless one succeeds before."""
 _MOST_WAITING = 1000
 _OFF_THE_LOOP = 64 * 1024
 _STATUS: dict[Reason, int] = {
@@ -50,12 +52,18 @@ class Receiver:
             self._take, most=MOST_IN_A_COMMIT, waiting=_MOST_WAITING
         )
         self._began: float | None = None
+        self._failed: float | None = None
 
     @property
-    def hangs(self) -> bool:
-        """Whether a commit takes longer than any delivery waits for it."""
-        began = self._began
-        return began is not None and time.monotonic() - began > ANSWER_SECONDS
+    def stuck(self) -> bool:
+        """Whether the database takes no deliveries: a commit hangs, or the last one failed just now.
+
+        After a while without deliveries that is no longer known, and worth a try. Another's lock is no
+        failure.
+        """
+        now, began, failed = time.monotonic(), self._began, self._failed
+        hangs = began is not None and now - began > ANSWER_SECONDS
+        return hangs or (failed is not None and now - failed < _DOUBT_SECONDS)
 
     async def close(self) -> None:
         """Answer what was accepted, then refuse."""
@@ -104,7 +112,15 @@ class Receiver:
     def _take(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome | Exception]:
         self._began = time.monotonic()
         try:
-            return self._context.inbox.take_many(deliveries, now=self._context.now())
+            taken = self._context.inbox.take_many(deliveries, now=self._context.now())
+        except DatabaseBusy:
+            raise
+        except DatabaseError:
+            self._failed = time.monotonic()
+            raise
+        else:
+            self._failed = None
+            return taken
         finally:
             self._began = None
 

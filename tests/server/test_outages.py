@@ -130,6 +130,30 @@ def test_processes_of_postgresql_that_hang_are_given_up(own_postgres: Postgres, 
     assert stored(url) == {"before", "hanging"}
 
 
+def test_a_database_that_takes_no_deliveries_is_told(tmp_path: Path) -> None:
+    """Reading goes well, storing does not (its disk is full): not ready, until it does or may again."""
+    url = sqlite(tmp_path)
+    with serving(tmp_path / "run", url) as server, sqlite3.connect(url.removeprefix("sqlite:///")) as other:
+
+        def fail(name: str) -> None:
+            other.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON webhook_events BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+            assert post(server.port, told(name, EVENT)).status == 503
+            assert server.get("/readyz") == (503, '{"status":"not_ready","code":"database"}')
+            assert server.get("/healthz")[0] == 200
+            other.execute("DROP TRIGGER full")
+
+        assert server.get("/readyz")[0] == 200
+        fail("first")
+        assert post(server.port, told("first", EVENT)).status == 202
+        assert server.get("/readyz")[0] == 200
+        fail("second")
+        assert server.get("/readyz")[0] == 503
+        server.ready()
+    assert stored(url) == {"first"}
+
+
 def test_sqlite_locked_by_another_writer(tmp_path: Path) -> None:
     """A lock that outlasts the busy timeout: 503 well within Polar's ten seconds, and nothing is stored."""
     url = sqlite(tmp_path)
