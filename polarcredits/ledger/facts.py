@@ -184,9 +184,10 @@ def unknown(connection: Connection, told: Iterable[Stored]) -> set[Stored]:
     return missing
 
 
+# CROSS JOIN keeps SQLite to this order: what is given first, then one look-up each.
 _THERE = """
-FROM w JOIN observations AS o ON o.kind = w.kind AND o.object_id = w.object_id AND o.as_of = w.as_of
- AND o.digest = w.digest
+FROM w CROSS JOIN observations AS o
+WHERE o.kind = w.kind AND o.object_id = w.object_id AND o.as_of = w.as_of AND o.digest = w.digest
 """
 
 

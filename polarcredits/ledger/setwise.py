@@ -8,7 +8,7 @@ hot path would miss is a miss here too.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,8 @@ WITH moved AS (
  WHERE b.account_id = u.account
 )
 INSERT INTO credit_transactions ({COLUMNS})
-SELECT account, sequence, 'deduct', amount, balance, operation, meta, actor, key, request, occurred,
- recorded
+SELECT account, sequence, 'deduct', amount, balance, operation, nullif(meta, ''), actor, nullif(key, ''),
+ nullif(request, ''), occurred, recorded
 FROM unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::text[],
  $12::text[], $13::text[], $14::text[], $15::bigint[], $16::bigint[])
  AS e (account, sequence, amount, balance, operation, meta, actor, key, request, occurred, recorded)
@@ -107,8 +107,13 @@ def spend_all(cursor: Cursor, batch: Sequence[Spend], *, sqlite: bool) -> list[S
             cursor.executemany(_SQLITE_INSERT, entries)
         else:
             columns = [*zip(*changes, strict=True), *zip(*entries, strict=True)]
-            cursor.execute(_WRITE, [list(column) for column in columns])
+            cursor.execute(_WRITE, [_array(column) for column in columns])
     return answers
+
+
+def _array(values: Iterable[Any]) -> list[Any]:
+    """Return an array without NULLs, which are texts where `array_nulls` is off; no text of ours is empty."""
+    return ["" if value is None else value for value in values]
 
 
 def _used(cursor: Cursor, keyed: list[tuple[int, str]], *, sqlite: bool) -> set[tuple[int, str]]:

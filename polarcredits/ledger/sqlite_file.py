@@ -36,9 +36,6 @@ class Opened(NamedTuple):
 
 def patience_of(url: URL, seconds: float) -> float:
     """Return how many seconds the write lock is waited for: `?timeout=` of the URL, else *seconds*."""
-    others = ", ".join(sorted(url.query.keys() - {"timeout"}))
-    if others:
-        raise DatabaseError(f"{others} in the database URL is unknown; with SQLite there is timeout alone.")
     given = url.query.get("timeout")
     try:
         patience = seconds if given is None else float(str(given))
@@ -50,7 +47,10 @@ def patience_of(url: URL, seconds: float) -> float:
 
 
 def sqlite_engine(url: URL, patience: float) -> Engine:
-    """Return the engine of a file that is there already."""
+    """Return the engine of a file that is there already. Raises DatabaseError for an unknown parameter."""
+    others = ", ".join(sorted(url.query.keys() - {"timeout"}))
+    if others:
+        raise DatabaseError(f"{others} in the database URL is unknown; with SQLite there is timeout alone.")
     path = str(Path(url.database or "polarcredits.db").absolute())
     address = f"file:{quote(path)}?mode=rw"
 

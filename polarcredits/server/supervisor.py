@@ -54,12 +54,11 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code: 130 after SIGINT, else 0."""
-        stopping = stopping_signals()
-        for each in stopping:
+        for each in stopping_signals():
             signal.signal(each, self._stop)
         while self._stopped_by is None:
             if len(self._started) < self._workers and time.monotonic() >= self._begin_after:
-                self._fork(stopping)
+                self._fork()
                 continue
             self._bury()
             time.sleep(_TICK_SECONDS)
@@ -69,14 +68,14 @@ class Supervisor:
     def _stop(self, sig: int, _frame: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or sig
 
-    def _fork(self, stopping: list[signal.Signals]) -> None:
+    def _fork(self) -> None:
         pid = os.fork()
         if pid:
             self._started[pid] = time.monotonic()
             return
         code = 1
         try:
-            for each in stopping:
+            for each in stopping_signals():
                 signal.signal(each, signal.SIG_DFL)
             os.close(self._held)
             code = 0 if self._stopped_by is not None else self._work(self._alive)

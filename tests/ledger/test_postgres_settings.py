@@ -11,7 +11,9 @@ from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
+from polarcredits.ledger.views import history
 from tests.ledger.conftest import copy_of_template
+from tests.ledger.fronts import Crowded
 from tests.ledger.worlds import at, catalog, dump
 
 
@@ -24,12 +26,14 @@ def with_settings(postgres: str, *settings: str) -> str:
     return url
 
 
+@pytest.mark.parametrize("front", [Ledger, Crowded])
 @pytest.mark.parametrize(
     "setting",
     [
         "default_transaction_isolation = serializable",
         "client_encoding = latin1",
         "standard_conforming_strings = off",
+        "array_nulls = off",
         "bytea_output = escape",
         "datestyle = 'SQL, DMY'",
         "timezone = 'Asia/Tokyo'",
@@ -37,9 +41,9 @@ def with_settings(postgres: str, *settings: str) -> str:
         "search_path = elsewhere, public",
     ],
 )
-def test_work_goes_on_as_ever(setting: str, postgres: str) -> None:
-    """Deductions alone and together, names and texts of any alphabet."""
-    with Ledger(with_settings(postgres, setting), catalog()) as ledger:
+def test_work_goes_on_as_ever(setting: str, front: type[Ledger], postgres: str) -> None:
+    """Deductions alone and in company, names and texts of any alphabet, and none where there is none."""
+    with front(with_settings(postgres, setting), catalog()) as ledger:
         ledger.add_user("安")
         told = {"note": "\\ ' é 安"}
         with ledger.begin() as connection:
@@ -47,9 +51,13 @@ def test_work_goes_on_as_ever(setting: str, postgres: str) -> None:
         spent = ledger.deduct("安", 1, metadata=told, idempotency_key="é")
         assert spent.transaction.metadata == told
         ledger.reverse(spent.transaction.id)
+        for _ in range(2):
+            ledger.deduct("安", 1)
+        bare = history(ledger, "安")[0]
+        assert (bare.metadata, bare.idempotency_key) == (None, None)
         with ledger.hold("安", 5) as hold:
             hold.capture(2)
-        assert ledger.balance("安").balance == 997
+        assert ledger.balance("安").balance == 995
         assert verify(ledger).problems == []
 
 
