@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from datetime import timedelta
 
-from sqlalchemy import text
+from sqlalchemy import Connection, RowMapping, delete, select, text
 
+from polarcredits.ledger import tables as t
 from polarcredits.ledger.applying import READER, memo
 from polarcredits.ledger.events import Wanted, in_order
 from polarcredits.ledger.facts import observe
@@ -61,6 +63,34 @@ def test_a_replay_restores_facts_that_were_lost(ledger: Ledger) -> None:
     after = history(ledger)
     assert after.pop("webhook_events") != before.pop("webhook_events")
     assert after == before
+
+
+def test_a_replay_restores_any_observation_that_was_lost(ledger: Ledger) -> None:
+    """Each is known by all of its key: others of its object, or of its moment, do not stand for it."""
+    inbox = open_inbox(ledger)
+    told = Story("ann", at=at("04-01")).purchase("pro")
+    told += [each | {"data": each["data"] | {"status": "past_due"}} for each in told if "sub" in each["type"]]
+    inbox.take_many(signed(told), now=NOW)
+    before, key = observations(ledger), t.observations.primary_key.columns
+    moments = Counter((row.kind, row.object_id, row.as_of) for row in before)
+    assert max(moments.values()) > 1 < len(moments)
+    for row in before:
+        with ledger.begin() as connection:
+            lost = delete(t.observations).where(*(column == row[column.name] for column in key))
+            assert connection.execute(lost).rowcount == 1
+        for page in inbox.pages():
+            inbox.again_many(page, now=NOW)
+        assert observations(ledger) == before
+
+
+def observations(ledger: Ledger) -> list[RowMapping]:
+    """Return all facts that are stored."""
+
+    def work(connection: Connection) -> list[RowMapping]:
+        key = t.observations.primary_key.columns
+        return list(connection.execute(select(t.observations).order_by(*key)).mappings())
+
+    return ledger.reading(work)
 
 
 def test_another_edition_of_the_reader_reads_everything_again(ledger: Ledger) -> None:
