@@ -55,6 +55,9 @@ def test_work_goes_on_as_ever(setting: str, front: type[Ledger], postgres: str) 
             ledger.deduct("安", 1)
         bare = history(ledger, "安")[0]
         assert (bare.metadata, bare.idempotency_key) == (None, None)
+        with ledger.begin() as connection:
+            unkeyed = "SELECT count(request) FROM credit_transactions WHERE idempotency_key IS NULL"
+            assert connection.exec_driver_sql(unkeyed).scalar_one() == 0
         with ledger.hold("安", 5) as hold:
             hold.capture(2)
         assert ledger.balance("安").balance == 995

@@ -19,22 +19,24 @@ from tests.server.wire import post, told
 
 EVENT = {"type": "x", "timestamp": "2026-01-01T00:00:00Z"}
 SUPERVISED = """
-import os, signal, socket, sys
+import os, signal, socket, sys, time
 from polarcredits.server.supervisor import Supervisor
 {before}
 def work(alive):
     print("worked", flush=True)
-    raise RuntimeError("a payload's text")
+    {then}
 with socket.socket() as listening:
     gone = lambda pid: os.kill(os.getpid(), signal.SIGTERM)
     sys.exit(Supervisor(work, workers=1, listening=listening, gone=gone).run())
 """
+FAILS = 'raise RuntimeError("a payload\'s text")'
+STARTS_SLOWLY = 'os.kill(os.getppid(), signal.SIGTERM); time.sleep(5); print("still there", flush=True)'
 STOPPED = "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))"
 
 
-def supervised(before: str) -> subprocess.CompletedProcess[str]:
-    """Run a supervisor of one worker that fails, until that has ended."""
-    script = SUPERVISED.replace("{before}", before)
+def supervised(before: str, then: str = FAILS) -> subprocess.CompletedProcess[str]:
+    """Run a supervisor of one worker until that has ended."""
+    script = SUPERVISED.replace("{before}", before).replace("{then}", then)
     return subprocess.run([sys.executable, "-c", script], timeout=20, capture_output=True, text=True)
 
 
@@ -54,6 +56,12 @@ def test_a_worker_is_stopped_while_it_is_forked() -> None:
     """A SIGTERM that comes before the worker listens to it is not lost: it does not even begin."""
     ran = supervised(STOPPED)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_a_worker_is_stopped_while_it_starts() -> None:
+    """A SIGTERM that comes before the server in it listens to signals ends it at once."""
+    ran = supervised("", STARTS_SLOWLY)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "worked\n", "")
 
 
 def test_figures_outlive_whoever_cleans_temporary_folders(tmp_path: Path) -> None:
