@@ -125,21 +125,25 @@ def test_a_target_with_scheme_and_host(server: Serving) -> None:
         "//credits.example/webhooks/polar": 404,
         "ftp://credits.example/webhooks/polar": 404,
     }
-    earlier = len(posts(server))
+    ids = []
     for target, status in targets.items():
-        sent = request(GOOD.raw, GOOD.headers(), path=target)
-        assert (target, asyncio.run(exchange(server.port, sent)).status) == (target, status)
-    until = time.monotonic() + 5
-    while len(lines := posts(server)[earlier:]) < len(targets):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+        got = asyncio.run(exchange(server.port, request(GOOD.raw, GOOD.headers(), path=target)))
+        assert (target, got.status) == (target, status)
+        ids.append(got.headers["x-request-id"])
+    lines = [logged(server, each) for each in ids]
     assert [line["status"] for line in lines] == list(targets.values())
     assert [line["path"] for line in lines][:4] == [PATH, PATH, PATH, "/"]
 
 
-def posts(server: Serving) -> list[dict[str, Any]]:
-    """Return the lines of the log about what was sent."""
-    return [line for line in server.lines() if line.get("method") == "POST"]
+def logged(server: Serving, request_id: str) -> dict[str, Any]:
+    """Return the log's line about a request once it is written, which may be after the answer."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        for line in server.lines():
+            if line.get("request_id") == request_id:
+                return line
+        time.sleep(0.01)
+    raise AssertionError(f"no line about {request_id}: {server.log.read_text()}")
 
 
 def test_a_flood_of_the_same_news_is_one_line(tmp_path: Path) -> None:
