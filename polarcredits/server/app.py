@@ -19,6 +19,7 @@ from polarcredits.server.log import JsonLog, places
 from polarcredits.server.metrics import Metrics
 from polarcredits.server.observed import Observed
 from polarcredits.server.pages import page_routes
+from polarcredits.server.protocol import Unreadable
 from polarcredits.server.webhooks import Receiver
 
 _SAMPLE_SECONDS = 5.0
@@ -53,10 +54,10 @@ def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIA
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Unreadable]]:
         beside = [asyncio.create_task(kept_up(work, log=log)) for work in (healing.run, sample)]
         try:
-            yield
+            yield {"unreadable": observed.note_unreadable}
         finally:
             for task in beside:
                 task.cancel()
@@ -75,7 +76,8 @@ def make_app(context: ServerContext, *, log: JsonLog, metrics: Metrics) -> ASGIA
         exception_handlers={404: _told, 405: _told},
     )
     app.router.redirect_slashes = False
-    return Observed(app, log=log, metrics=metrics)
+    observed = Observed(app, log=log, metrics=metrics)
+    return observed
 
 
 async def _told(request: Request, error: Exception) -> Response:

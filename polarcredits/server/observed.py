@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from urllib.parse import unquote
 
 from starlette.responses import PlainTextResponse
@@ -12,10 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polarcredits.server.log import JsonLog
 from polarcredits.server.metrics import Metrics
-from polarcredits.server.protocol import HEAD_BYTES
+from polarcredits.server.protocol import HEAD_BYTES, take_request_id
 
 ROUTES = ("/webhooks/polar", "/healthz", "/readyz", "/metrics", "/pricing", "/checkout", "/checkout/success")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _SCHEME_AND_HOST = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _LONGEST_SEGMENT = 20
 _LONGEST_PATH = 100
@@ -40,9 +38,8 @@ class Observed:
             return
         began = time.perf_counter()
         _take_origin_form(scope)
-        request_id = _request_id(scope)
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request_id = take_request_id(state, scope["headers"])
         status = 0
 
         async def answer(message: Message) -> None:
@@ -70,6 +67,13 @@ class Observed:
                 **state.get("told", {}),
             )
 
+    def note_unreadable(self, *, client: str, request_id: str) -> None:
+        """Note a 400 for bytes that never became a request."""
+        self._metrics.requests.labels("other", "400").inc()
+        self._log.write(
+            "request", status=400, client=client[:64], request_id=request_id, outcome="unreadable"
+        )
+
 
 def _take_origin_form(scope: Scope) -> None:
     """Understand a target with scheme and host, as servers must (RFC 9112, §3.2.2)."""
@@ -83,15 +87,6 @@ def _fits(scope: Scope) -> bool:
     """Say whether a head is within its bound; h11 counts only what comes in pieces."""
     target = len(scope["raw_path"]) + len(scope["query_string"])
     return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) <= HEAD_BYTES
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the caller's x-request-id if there is one and it can do no harm, else a new one."""
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        text: str = given[0].decode()
-        return text
-    return uuid.uuid4().hex
 
 
 def route_of(path: str) -> str:

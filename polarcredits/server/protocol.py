@@ -2,14 +2,19 @@
 
 h11 rather than httptools: it refuses what is ambiguous and bounds heads, trailers and chunk headers;
 what it costs is a tenth of a delivery. A connection that sends no whole head in time, or does
-not read its answer, is closed, and there are only so many connections.
+not read its answer, is closed, and there are only so many connections. What is not HTTP is answered
+with a request id, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any, Protocol
 
+import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -21,6 +26,14 @@ READ_SECONDS = 15.0
 KEEP_ALIVE_SECONDS = 75
 """Longer than proxies keep idle connections (nginx 60 s), so that it is they who close them."""
 MOST_CONNECTIONS = 4000
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+
+
+class Unreadable(Protocol):
+    """What is told of a 400 for bytes that never became a request."""
+
+    def __call__(self, *, client: str, request_id: str) -> None:
+        """Note it."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -51,6 +64,34 @@ class BoundedProtocol(H11Protocol):
         """Take bytes; once a request has begun, reading it is the application's business."""
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, under the id that the log has; where an answer has begun, hang up.
+
+        A request whose body breaks off so is the application's to note; anything else is noted here.
+        """
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            request_id = take_request_id(self.scope["state"], self.headers)
+        else:
+            request_id = take_request_id({}, ())
+            note: Unreadable = self.app_state["unreadable"]
+            note(client=self.client[0] if self.client else "", request_id=request_id)
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(msg)).encode()),
+            (b"connection", b"close"),
+            (b"x-request-id", request_id.encode()),
+        ]
+        for event in (
+            h11.Response(status_code=400, reason=b"Bad Request", headers=headers),
+            h11.Data(data=msg.encode()),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """Wait for a client that does not read its answer, but not for ever."""
@@ -84,3 +125,13 @@ class BoundedProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def take_request_id(state: dict[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the id in a request's *state*; at first it is the caller's, if that can do no harm, else new."""
+    if "request_id" not in state:
+        given = [value for name, value in headers if name == b"x-request-id"]
+        good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
+        state["request_id"] = given[0].decode() if good else uuid.uuid4().hex
+    request_id: str = state["request_id"]
+    return request_id

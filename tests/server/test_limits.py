@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import socket
 import time
@@ -133,6 +134,50 @@ def test_a_target_with_scheme_and_host(server: Serving) -> None:
     lines = [logged(server, each) for each in ids]
     assert [line["status"] for line in lines] == list(targets.values())
     assert [line["path"] for line in lines][:4] == [PATH, PATH, PATH, "/"]
+
+
+CHUNKS = b"POST %b HTTP/1.1\r\nhost: x\r\nx-request-id: %b\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def test_what_is_not_http_has_an_id(server: Serving) -> None:
+    """Bytes that are no request, and a body that breaks off, are answered under the id in the log."""
+    before = _unreadable(server)
+    got = asyncio.run(exchange(server.port, b"GARBAGE\r\n\r\n"))
+    assert (got.status, got.headers["connection"]) == (400, "close")
+    line = logged(server, got.headers["x-request-id"])
+    assert (line["status"], line["client"], line["outcome"]) == (400, "127.0.0.1", "unreadable")
+    assert _unreadable(server) == before + 1
+    for id, body in (("broken-off-1", b"zz\r\n"), ("broken-off-2", b"1\r\nxzz\r\n")):
+        broken = asyncio.run(exchange(server.port, CHUNKS % (PATH.encode(), id.encode()) + body))
+        assert (broken.status, broken.headers["x-request-id"]) == (400, id)
+        assert logged(server, id)["path"] == PATH
+    assert _unreadable(server) == before + 1
+
+
+def test_what_is_not_http_after_an_answer_has_begun(server: Serving) -> None:
+    """The answer goes out whole, the connection is closed, and nothing is logged as an error."""
+
+    async def trial() -> tuple[Answer, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(CHUNKS % (b"/elsewhere", b"answered-already"))
+        got = await answer(reader)
+        writer.write(b"zz\r\n")
+        async with asyncio.timeout(10):
+            rest = await reader.read()
+        writer.close()
+        return got, rest
+
+    got, rest = asyncio.run(trial())
+    assert (got.status, rest) == (404, b"")
+    after = asyncio.run(exchange(server.port, GET))
+    logged(server, after.headers["x-request-id"])
+    assert [line for line in server.lines() if line["level"] == "error"] == []
+
+
+def _unreadable(server: Serving) -> float:
+    """Return how many answers 400 the metrics have counted outside of the routes."""
+    found = re.search(r'requests_total\{route="other",status="400"\} (\S+)', server.get("/metrics")[1])
+    return float(found[1]) if found else 0.0
 
 
 def logged(server: Serving, request_id: str) -> dict[str, Any]:
