@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polarcredits.cli import context
-from polarcredits.cli.output import emit, say
+from polarcredits.cli.output import counted, emit, say
 from polarcredits.errors import ConfigError, PolarCreditsError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _tell(findings: Sequence[Finding], *, key: str) -> None:
                 say(f"      → {each.fix}")
         bad = sum(each.status == "fail" for each in findings)
         warned = sum(each.status == "warn" for each in findings)
-        say(f"{len(findings)} checks, {bad} failed, {warned} warnings.")
+        say(f"{counted(len(findings), 'check')}, {bad} failed, {counted(warned, 'warning')}.")
 
     emit({"ok": ok, key: listed}, people)
     if not ok:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polarcredits.cli import context
-from polarcredits.cli.output import emit, hint, number, progress, say, table, when
+from polarcredits.cli.output import counted, emit, hint, number, progress, say, table, when
 from polarcredits.errors import PolarRefused, PolarUnavailable
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def verify(
 
     def people() -> None:
         if not found.problems:
-            say(f"{number(found.users)} users, {number(found.transactions)} entries: all is well.")
+            entries = counted(found.transactions, "entry", "entries")
+            say(f"{counted(found.users, 'user')}, {entries}: all is well.")
             return
         rows = [(problem.user, problem.code, problem.detail) for problem in found.problems]
         table(("user", "law", "what is wrong"), rows, empty="")
@@ -101,9 +102,9 @@ def refill(
     emit(
         document,
         lambda: say(
-            f"{number(report.considered)} users at {when(report.at)}: "
-            f"{number(report.granted)} grants of {number(report.credits_granted)} credits, "
-            f"{number(report.expired)} expiries of {number(report.credits_expired)}, "
+            f"{counted(report.considered, 'user')} at {when(report.at)}: "
+            f"{counted(report.granted, 'grant')} of {counted(report.credits_granted, 'credit')}, "
+            f"{counted(report.expired, 'expiry', 'expiries')} of {number(report.credits_expired)}, "
             f"{number(report.downgraded)} downgraded{dry}."
         ),
     )

@@ -49,6 +49,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, one: str, many: str | None = None) -> str:
+    """Return how many of something there are: 1 user, 2 users."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
     """Print rows in columns that line up; numbers to the right."""
     if not rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polarcredits.cli import context
-from polarcredits.cli.output import emit, hint, number, progress, say, table, when
+from polarcredits.cli.output import counted, emit, hint, number, progress, say, table, when
 from polarcredits.errors import UnknownUser
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def sync(
             )
         checked = ", ".join(f"{number(count)} {kind}" for kind, count in report.checked.items())
         dry = " (dry run: nothing was changed)" if dry_run else ""
-        say(f"Checked {checked}. {number(len(report.changed))} differences{dry}.")
+        say(f"Checked {checked}. {counted(len(report.changed), 'difference')}{dry}.")
 
     emit(document, people)
     if report.failed:

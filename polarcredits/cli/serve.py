@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polarcredits.cli import context
-from polarcredits.cli.output import emit, hint
+from polarcredits.cli.output import counted, emit, hint
 
 
 def serve_webhooks(
@@ -31,7 +31,7 @@ def serve_webhooks(
         if context.options.json:
             emit({"url": address, "workers": workers}, lambda: None)
         else:
-            hint(f"Listening on {address} with {workers} workers; POST {address}/webhooks/polar")
+            hint(f"Listening on {address} with {counted(workers, 'worker')}; POST {address}/webhooks/polar")
 
     how = Serving(
         host=host,

@@ -307,5 +307,5 @@ def test_the_command_line_says_what_is_archived(
         in run("credits", "show", "ann", "--at", "2027-04-01T12:00:00Z")[1]
     )
     assert "txn_1_3' is archived" in run("credits", "reverse", "txn_1_3")[1]
-    assert run("ledger", "verify")[0] == "1 users, 2 entries: all is well.\n"
+    assert run("ledger", "verify")[0] == "1 user, 2 entries: all is well.\n"
     assert "archived" in run("credits", "explain", "ann", "--at", "2027-04-05T00:00:00Z")[0]
