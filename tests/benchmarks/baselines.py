@@ -164,14 +164,17 @@ class Naive:
 
 
 class PgLedger:
-    """pgledger's transfers, from the file that PGLEDGER_SQL names; one connection a caller."""
+    """pgledger's transfers, from the file that PGLEDGER_SQL names; one connection a caller.
+
+    Each user spends into an account of its own: into one for all, every transfer would wait for it.
+    """
 
     def __init__(self, url: str, count: int) -> None:
         self.url = url
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(Path(os.environ["PGLEDGER_SQL"]).read_bytes())
-            made = [self._account(connection, name) for name in ("spent", *users(count))]
-        self.spent, self.accounts = made[0], made[1:]
+            self.accounts = [self._account(connection, name) for name in users(count)]
+            self.spent = [self._account(connection, f"spent by {name}") for name in users(count)]
 
     @staticmethod
     def _account(connection: psycopg.Connection[Any], name: str) -> str:
@@ -187,6 +190,6 @@ class PgLedger:
 
     def deduct(self, connection: psycopg.Connection[Any], number: int) -> None:
         """Transfer one credit away."""
-        source = self.accounts[number % len(self.accounts)]
+        user = number % len(self.accounts)
         query = "SELECT id FROM pgledger_create_transfer(%s, %s, 1)"
-        connection.execute(query, (source, self.spent), prepare=True).fetchone()
+        connection.execute(query, (self.accounts[user], self.spent[user]), prepare=True).fetchone()
