@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -62,6 +63,22 @@ def test_work_goes_on_as_ever(setting: str, front: type[Ledger], postgres: str) 
             hold.capture(2)
         assert ledger.balance("安").balance == 995
         assert verify(ledger).problems == []
+
+
+@pytest.mark.parametrize(
+    "text", ["NULL", "{}", "{a,b}", "a,b", '"', "\\", '\\"', "\\\\x41", " a ", "a}", "'", "$1"]
+)
+def test_texts_that_mean_something_in_an_array(text: str, postgres: str) -> None:
+    """A user, an operation, a key and metadata of a batch are kept as they were given."""
+    user = text.strip()
+    with Crowded(copy_of_template(postgres), catalog()) as ledger:
+        ledger.add_user(user)
+        given: dict[str, Any] = {"operation": text, "metadata": {text: text}, "idempotency_key": text}
+        spent = ledger.deduct(user, 1, **given)
+        assert ledger.deduct(user, 1, **given) == spent._replace(replayed=True)
+        kept = history(ledger, user)[0]
+        assert (kept.operation, kept.metadata, kept.idempotency_key) == tuple(given.values())
+        assert ledger.balance(user).balance == 999
 
 
 def test_a_database_that_is_read_only(postgres: str) -> None:
