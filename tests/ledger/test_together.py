@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,7 +30,6 @@ from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
-from polarcredits.plans import parse_catalog
 from tests.ledger.worlds import at, catalog
 
 Call = Callable[[], Receipt]
@@ -380,45 +377,6 @@ def test_an_application_that_waits_for_itself_is_told(ledger: Ledger) -> None:
     with ledger.begin(), pytest.raises(DatabaseBusy):
         ledger.deduct("ann", 1)
     assert ledger.balance("ann").balance == 1000
-
-
-SPENDER = """
-import sys, threading
-from polarcredits.ledger.ledger import Ledger
-from polarcredits.plans import parse_catalog
-ledger = Ledger(sys.argv[1], parse_catalog("", pro_product_id=None))
-def spend(caller):
-    turn = 0
-    while True:
-        turn += 1
-        told = ledger.deduct("ann", 1, idempotency_key=f"{sys.argv[2]}-{caller}-{turn}")
-        sys.stdout.write(told.transaction.id + "\\n")
-        sys.stdout.flush()
-for caller in range(16):
-    threading.Thread(target=spend, args=(caller,), daemon=True).start()
-threading.Event().wait()
-"""
-
-
-def test_a_killed_process_loses_nothing_acknowledged(url: str) -> None:
-    """§6.4: killed at random moments under load, what it told of is in the ledger, and the laws hold."""
-    with Ledger(url, parse_catalog("", pro_product_id=None)) as ledger:
-        ledger.grant("ann", 10**9, create=True)
-        for pause in (0.05, 0.21):
-            process = subprocess.Popen(
-                [sys.executable, "-c", SPENDER, url, str(pause)], stdout=subprocess.PIPE, text=True
-            )
-            assert process.stdout is not None
-            told = [process.stdout.readline().strip()]
-            time.sleep(pause)
-            os.kill(process.pid, signal.SIGKILL)
-            told += process.stdout.read().split("\n")[:-1]
-            process.wait()
-            process.stdout.close()
-            known = {entry.id for entry in history(ledger, "ann", limit=10**6)}
-            assert len(told) > 1
-            assert set(told) <= known
-            assert verify(ledger).problems == []
 
 
 FORKED = """
