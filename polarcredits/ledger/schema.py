@@ -12,7 +12,7 @@ from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database, failures, sqlite_path
 from polarcredits.ledger.sqlite_file import empty_database, private_file
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it to what Alembic finds."""
 
 

@@ -57,7 +57,8 @@ class CreditTransaction(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint(
-            "type IN ('grant','deduct','reversal','expire','clawback','adjust','transfer')",
+            "type = 'deduct' OR type = 'grant' OR type = 'reversal' OR type = 'expire'"
+            " OR type = 'clawback' OR type = 'adjust' OR type = 'transfer'",
             name="type",
         ),
         where_set("uq_credit_transactions_key", "account_id", "idempotency_key", unique=True),

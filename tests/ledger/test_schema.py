@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from alembic import command
@@ -15,9 +16,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+from polarcredits.errors import DatabaseError
 from polarcredits.ledger import schema
+from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
+from polarcredits.lots import EntryType
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.worlds import at, catalog, feed, told_by
@@ -117,3 +121,65 @@ def test_time_does_not_run_back(ledger: Ledger) -> None:
     feed(ledger, life.cancel_at_period_end(at("02-11")), now=at("02-11"))
     after = told_by(ledger, "ann", at("03-15")).grants
     assert [(lot.key, lot.remaining) for lot in after] == [(lot.key, lot.remaining) for lot in before]
+
+
+def test_entries_made_anew_are_the_same_entries_and_as_well_guarded(tmp_path: Path) -> None:
+    """Back to 0006 and up again: rows, guards and somebody's own index stay."""
+    file = tmp_path / "ledger.db"
+    with Ledger(f"sqlite:///{file}", catalog()) as ledger:
+        for name in ("ann", "ben"):
+            ledger.add_user(name)
+        for number, name in enumerate(("ann", "ben", "ann")):
+            ledger.deduct(name, 2, idempotency_key=f"key-{number}")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE INDEX of_the_team ON credit_transactions (recorded_at)")
+
+    def state() -> tuple[list[Any], set[Any], str]:
+        with closing(sqlite3.connect(file)) as connection:
+            entries = connection.execute("SELECT * FROM credit_transactions ORDER BY 1, 2").fetchall()
+            of_it = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name = 'credit_transactions'"
+            beside = {row for row in connection.execute(of_it) if row[0] != "table" and row[2]}
+            (table,) = connection.execute(f"{of_it} AND type = 'table'").fetchone()[2:]
+            return entries, beside, table
+
+    now = entries, beside, table = state()
+    assert len(entries) == 5
+    assert {name for _, name, _ in beside} >= {"of_the_team", "credit_transactions_no_replace"}
+    assert "type IN" not in table
+    _move(f"sqlite:///{file}", "0006")
+    assert state()[:2] == (entries, beside)
+    assert "type IN" in state()[2]
+    _move(f"sqlite:///{file}", "head")
+    assert state() == now
+    with Ledger(f"sqlite:///{file}", catalog()) as ledger:
+        assert ledger.deduct("ann", 2, idempotency_key="key-0").replayed
+        assert verify(ledger).transactions == 5
+
+
+_ENTRY = """
+INSERT INTO credit_transactions (account_id, sequence, type, amount, balance_after, actor, occurred_at,
+ recorded_at) VALUES (1, :sequence, :type, 1, 1, 'api', 0, 0)
+"""
+
+
+def test_entries_have_the_types_that_there_are_and_no_other(ledger: Ledger) -> None:
+    """The database itself refuses another (§6)."""
+    ledger.add_user("ann")
+    for sequence, kind in enumerate(get_args(EntryType), 100):
+        with ledger.begin() as connection:
+            connection.execute(text(_ENTRY), {"sequence": sequence, "type": kind})
+    with pytest.raises(DatabaseError, match="type"), ledger.begin() as connection:
+        connection.execute(text(_ENTRY), {"sequence": 200, "type": "gift"})
+    with ledger.database.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM credit_transactions")).scalar() == 8
+
+
+def _move(url: str, revision: str) -> None:
+    """Migrate up or down to a revision."""
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    database = Database(url)
+    with database.writer.begin() as connection:
+        config.attributes["connection"] = connection
+        (command.downgrade if revision < schema.HEAD else command.upgrade)(config, revision)
+    database.close()
