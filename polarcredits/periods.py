@@ -60,7 +60,7 @@ def to_micros(time: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """Return the UTC time that is *micros* microseconds after 1970."""
-    return _EPOCH + timedelta(0, *divmod(micros, 1_000_000))
+    return _EPOCH + micros * _MICROSECOND
 
 
 def anchor_day(start: datetime, end: datetime) -> int:

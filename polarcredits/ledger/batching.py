@@ -173,7 +173,7 @@ class Group(Bounded[Q, A]):
     def _lead_alone(self, ticket: _Ticket[Q, A]) -> None:
         """Work for one beside whom nobody waits, as `_lead` would, with nothing in the way."""
         try:
-            ticket.answer = answers_of(self._work, (ticket.request,))[0]
+            (ticket.answer,) = self._work((ticket.request,))
         finally:
             with self._lock:
                 self._answered = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +57,7 @@ def _parsed(url: str) -> URL:
 
 
 class Turn:
-    """A thread's turn to write to a SQLite database. Entering it raises DatabaseBusy.
+    """A thread's turn to write to a SQLite database, within `failures`. Entering it raises DatabaseBusy.
 
     SQLite has one writer at a time, and who waits for it sleeps: threads of one process would starve
     each other. PostgreSQL locks rows, in its own queue.
@@ -72,9 +72,11 @@ class Turn:
         if not self._free.acquire(timeout=self._database.patience):
             raise DatabaseBusy("The database is locked by another writer; try again.")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Let the next thread have it."""
         self._free.release()
+        if error is not None:
+            failures.__exit__(kind, error, trace)
 
 
 class Database:
@@ -90,7 +92,8 @@ class Database:
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self.patience = patience_of(self.engine.url, busy_seconds or BUSY_SECONDS) if self.sqlite else 0.0
         """How many seconds are waited for a turn to write to SQLite, and then for its write lock."""
-        self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else nullcontext()
+        self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else failures
+        """What every transaction that writes runs in: its turn, and its failures in our words."""
         _databases.add(self)
 
     def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
@@ -100,7 +103,7 @@ class Database:
         """
 
         def once() -> T:
-            with self.turn, failures, self.writer.connect() as connection:
+            with self.turn, self.writer.connect() as connection:
                 transaction = connection.begin()
                 result = work(connection)
                 transaction.rollback() if dry_run else transaction.commit()

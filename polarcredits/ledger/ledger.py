@@ -81,7 +81,7 @@ class Ledger:
     @contextmanager
     def rehearse(self) -> Iterator[Ledger]:
         """Give a ledger of which everything is undone at the end; other writers wait meanwhile."""
-        with self.database.turn, failures, self.database.writer.connect() as connection:
+        with self.database.turn, self.database.writer.connect() as connection:
             transaction = connection.begin()
             try:
                 yield self.using(connection)
@@ -91,7 +91,7 @@ class Ledger:
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Begin a transaction that `using` can join; commits at the end of the block."""
-        with self.database.turn, failures, self.database.writer.begin() as connection:
+        with self.database.turn, self.database.writer.begin() as connection:
             yield connection
 
     def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:

@@ -24,7 +24,8 @@ from polarcredits.errors import DatabaseError
 WRITES = "sqlite_writes"
 """The execution option of connections whose transactions write."""
 _LOOK_SECONDS = 0.001
-_OPENED = "polarcredits_opened"
+OPENED = "polarcredits_opened"
+"""Where the info of a connection's record says what file it was opened on."""
 
 
 class Opened(NamedTuple):
@@ -32,6 +33,10 @@ class Opened(NamedTuple):
 
     path: str
     identity: tuple[int, int] | None
+
+    def is_current(self) -> bool:
+        """Say whether the file is still the one that is there."""
+        return self.identity == _identity(self.path)
 
 
 def patience_of(url: URL, seconds: float) -> float:
@@ -61,10 +66,11 @@ def sqlite_engine(url: URL, patience: float) -> Engine:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
-        record.info[_OPENED] = Opened(path, _identity(path))
+        record.info[OPENED] = Opened(path, _identity(path))
 
     def check(_connection: sqlite3.Connection, record: Any, _proxy: object) -> None:
-        if not is_current(record.info):
+        opened: Opened = record.info[OPENED]
+        if not opened.is_current():
             raise exc.DisconnectionError(f"{path} was replaced or removed")
 
     def begin(connection: Connection) -> None:
@@ -83,12 +89,6 @@ def sqlite_engine(url: URL, patience: float) -> Engine:
     event.listen(engine, "checkout", check)
     event.listen(engine, "begin", begin)
     return engine
-
-
-def is_current(info: Any) -> bool:
-    """Say whether the file of a connection, of whose record this is the info, is still the one there."""
-    opened: Opened = info[_OPENED]
-    return opened.identity == _identity(opened.path)
 
 
 def begin_writing(begin: Callable[[], object], patience: float) -> None:

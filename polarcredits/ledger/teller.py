@@ -15,10 +15,10 @@ from weakref import WeakSet
 from sqlalchemy import exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from polarcredits.ledger.database import Database, again, failures
+from polarcredits.ledger.database import Database, again
 from polarcredits.ledger.hotpath import Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
-from polarcredits.ledger.sqlite_file import begin_writing, is_current
+from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
 
 _STALE_SECONDS = 5.0
 
@@ -31,6 +31,7 @@ class Teller:
         self._kept: PoolProxiedConnection | None = None
         self._cursor: Any = None
         self._begin: Any = None
+        self._opened: Opened | None = None
         self._used = 0.0
         _tellers.add(self)
 
@@ -52,12 +53,11 @@ class Teller:
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         answers = None
-        with self._database.turn, failures:
+        with self._database.turn:
             try:
-                if self._kept is None or not self._alive(self._kept):
+                if self._kept is None or not self._alive():
                     self._open()
                 answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
-                self._used = time.monotonic()
                 return answers
             except self._database.driver_error as error:
                 raise exc.DBAPIError.instance(
@@ -83,10 +83,12 @@ class Teller:
         if len(batch) == 1:
             spent = spend(cursor, batch[0], sqlite=False)
             if spent is not None or batch[0].key is None:
+                self._used = time.monotonic()
                 return [spent]
         cursor.execute("BEGIN")
         answers = spend_all(cursor, batch, sqlite=False)
         cursor.execute("COMMIT")
+        self._used = time.monotonic()
         return answers
 
     def _open(self) -> None:
@@ -98,12 +100,13 @@ class Teller:
         if self._database.sqlite:
             self._cursor.execute("PRAGMA busy_timeout=0")
             self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
+            self._opened = self._kept.info[OPENED]
         self._used = time.monotonic()
 
-    def _alive(self, kept: PoolProxiedConnection) -> bool:
+    def _alive(self) -> bool:
         """Say whether the connection's file is still there, or its server still answers; else close it."""
-        if self._database.sqlite:
-            alive = is_current(kept.info)
+        if self._opened is not None:
+            alive = self._opened.is_current()
         elif time.monotonic() - self._used < _STALE_SECONDS:
             alive = True
         else:
