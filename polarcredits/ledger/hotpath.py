@@ -9,6 +9,7 @@ Both run on the driver's cursor of a connection that SQLAlchemy owns: the driver
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from polarcredits.ledger.values import Receipt, Transaction, metadata_of, transaction_id
@@ -112,24 +113,24 @@ class Spent(NamedTuple):
 
     def receipt(self, wanted: Spend) -> Receipt:
         """Return the caller's receipt."""
-        recorded = from_micros(wanted.recorded)
-        occurred = recorded if self.occurred == wanted.recorded else from_micros(self.occurred)
-        entry = Transaction(
-            transaction_id(self.account, self.sequence),
-            wanted.user,
-            "deduct",
-            -wanted.amount,
-            self.balance,
-            None,
-            wanted.operation,
-            None,
-            metadata_of(wanted.meta),
-            wanted.actor,
-            wanted.key,
-            occurred,
-            recorded,
+        return Receipt(partial(self._entry, wanted), self.balance, self.balance - self.held)
+
+    def _entry(self, wanted: Spend) -> Transaction:
+        return Transaction(
+            id=transaction_id(self.account, self.sequence),
+            user=wanted.user,
+            type="deduct",
+            amount=-wanted.amount,
+            balance_after=self.balance,
+            grant_id=None,
+            operation=wanted.operation,
+            reason=None,
+            metadata=metadata_of(wanted.meta),
+            actor=wanted.actor,
+            idempotency_key=wanted.key,
+            occurred_at=from_micros(self.occurred),
+            recorded_at=from_micros(wanted.recorded),
         )
-        return Receipt(entry, self.balance, self.balance - self.held)
 
 
 _PLAIN, _KEYED = _one_statement(""), _one_statement(_SAME_VERSION + _NEW_KEY)

@@ -59,6 +59,10 @@ def wall_clock() -> int:
     return clock.time_ns() // 1000
 
 
+@overload
+def check_time(time: datetime, what: str) -> datetime: ...
+@overload
+def check_time(time: datetime | None, what: str) -> datetime | None: ...
 def check_time(time: datetime | None, what: str) -> datetime | None:
     """Return *time* in UTC; a naive one is refused."""
     if time is None:

@@ -34,29 +34,20 @@ def request(
 ) -> Spend:
     """Return the checked request of a deduction. Raises InvalidInput."""
     requests.check_amount(quantity, "The quantity")
-    given = None if amount is None else requests.check_amount(amount)
-    cost = ledger.catalog.cost(operation) * quantity if given is None else given
-    meta = requests.check_metadata(metadata)
-    key = requests.check_text(idempotency_key, "The idempotency key")
-    recorded = requests.wall_clock()
-    asked = requests.check_time(at, "The time")
-    now = recorded if asked is None else to_micros(asked)
-    return Spend(
-        user=user,
-        amount=cost,
-        operation=requests.check_text(operation, "The operation"),
-        meta=meta,
-        actor=ledger.actor,
-        key=key,
-        request=requests.digest(
-            kind="deduct", operation=operation, quantity=quantity, amount=given, meta=meta
+    requests.check_text(operation, "The operation")
+    cost = ledger.catalog.cost(operation) * quantity if amount is None else requests.check_amount(amount)
+    meta = None if metadata is None else requests.check_metadata(metadata)
+    key = digest = None
+    if idempotency_key is not None:
+        key = requests.check_text(idempotency_key, "The idempotency key")
+        digest = requests.digest(
+            kind="deduct", operation=operation, quantity=quantity, amount=amount, meta=meta
         )
-        if key
-        else None,
-        now=now,
-        latest=FOREVER if asked is None else now,
-        recorded=recorded,
-    )
+    recorded = now = requests.wall_clock()
+    latest = FOREVER
+    if at is not None:
+        now = latest = to_micros(requests.check_time(at, "The time"))
+    return Spend(user, cost, operation, meta, ledger.actor, key, digest, now, latest, recorded)
 
 
 def groupable(wanted: Spend) -> bool:

@@ -1,12 +1,12 @@
 """What the ledger gives back: plain values, the same for the library and the command line.
 
-Tuples where each deduction makes one: they are made in a fraction of the time.
+Entries are tuples: a history makes many of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -43,13 +43,45 @@ class Transaction(NamedTuple):
     recorded_at: datetime
 
 
-class Receipt(NamedTuple):
-    """The result of a grant, deduction, reversal or capture."""
+class Receipt:
+    """The result of a grant, deduction, reversal or capture.
 
-    transaction: Transaction
-    balance: int
-    available: int
-    replayed: bool = False
+    Its transaction may be given as what makes it: who spends on a hot path seldom reads it.
+    """
+
+    __slots__ = ("_transaction", "available", "balance", "replayed")
+
+    def __init__(
+        self,
+        transaction: Transaction | Callable[[], Transaction],
+        balance: int,
+        available: int,
+        replayed: bool = False,
+    ) -> None:
+        self._transaction = transaction
+        self.balance = balance
+        self.available = available
+        self.replayed = replayed
+
+    @property
+    def transaction(self) -> Transaction:
+        """The entry that was written, or found."""
+        if not isinstance(self._transaction, Transaction):
+            self._transaction = self._transaction()
+        return self._transaction
+
+    def __repr__(self) -> str:
+        values = (f"{name}={getattr(self, name)!r}" for name in _RECEIPT)
+        return f"Receipt({', '.join(values)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Receipt) and all(getattr(self, n) == getattr(other, n) for n in _RECEIPT)
+
+    def __hash__(self) -> int:
+        return hash((self.transaction.id, self.balance))
+
+
+_RECEIPT = ("transaction", "balance", "available", "replayed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

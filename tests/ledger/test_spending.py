@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import re
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import psycopg
 import pytest
@@ -32,6 +34,7 @@ from polarcredits.ledger.identity import account_of
 from polarcredits.ledger.keeping import load
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.reconcile import true_at, write
+from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
 from polarcredits.lots import Lot
@@ -181,6 +184,24 @@ def test_the_same_request_again_returns_the_first_result(ledger: Ledger) -> None
         True,
     )
     assert dump(ledger) == before
+
+
+def test_a_receipt_is_a_value_that_tells_what_the_history_tells(ledger: Ledger) -> None:
+    """Whoever reads it, whenever: the entry as it was written, and two of the same are one."""
+    ledger.add_user("ann")
+    options: dict[str, Any] = {"operation": "render", "metadata": {"a": "1"}, "idempotency_key": "k"}
+    first = ledger.deduct("ann", 3, at=at("02-01"), **options)
+    second = ledger.deduct("ann", 4)
+    assert [second.transaction, first.transaction] == history(ledger, "ann")[:2]
+    same = pickle.loads(pickle.dumps(first))
+    assert same == first != second
+    assert len({first, same, second}) == 2
+    assert (
+        repr(first)
+        == repr(same)
+        == f"Receipt(transaction={first.transaction!r}, balance=997, " + ("available=997, replayed=False)")
+    )
+    assert Receipt(first.transaction, 997, 997, replayed=True) != first
 
 
 def test_a_refused_request_does_not_use_its_key_up(ledger: Ledger) -> None:
