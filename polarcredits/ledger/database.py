@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, exc
@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
 from polarcredits.ledger.sqlite_file import WRITES, patience_of, sqlite_engine
 
+P = ParamSpec("P")
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
 _RETRIES = 8
@@ -140,11 +141,11 @@ class Database:
             self.turn = Turn(self)
 
 
-def again(once: Callable[[], T]) -> T:
+def again(once: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
     """Run a transaction, and whole again if it lost a race. Raises DatabaseBusy."""
     for attempt in range(_RETRIES):
         try:
-            return once()
+            return once(*given, **options)
         except exc.DBAPIError as error:
             if attempt + 1 == _RETRIES:
                 raise DatabaseBusy("The database is too busy; try again.") from error

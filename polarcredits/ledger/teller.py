@@ -40,7 +40,7 @@ class Teller:
 
         Raises DatabaseBusy or DatabaseError; then nothing of the batch is acknowledged.
         """
-        return again(partial(self._once, batch))
+        return again(self._once, batch)
 
     def close(self) -> None:
         """Close the connection; what it had not committed is undone."""
