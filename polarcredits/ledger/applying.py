@@ -17,9 +17,9 @@ from sqlalchemy import Connection, bindparam, exc, insert, select, update
 from polarcredits.errors import ConfigError, DatabaseError, PolarCreditsError
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, micros
-from polarcredits.ledger.database import may_succeed_again, named
 from polarcredits.ledger.events import EventRow, due, next_attempt, values_of
 from polarcredits.ledger.facts import Observation, Stored, lock_names, unknown
+from polarcredits.ledger.failing import may_succeed_again, named
 from polarcredits.ledger.ingest import News, apply_all, stamp
 from polarcredits.ledger.ledger import Ledger
 

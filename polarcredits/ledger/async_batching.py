@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.batching import A, Bounded, Q, answers_of, closed, too_many, twin
+from polarcredits.ledger.batching import A, Bounded, Q, answers_of, too_many, twin
+from polarcredits.ledger.failing import closed
 
 
 class AsyncGroup(Bounded[Q, A]):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from polarcredits.errors import HoldClosed
 from polarcredits.ledger import spending
 from polarcredits.ledger.async_batching import AsyncGroup
+from polarcredits.ledger.failing import closed
 from polarcredits.ledger.holds import Hold
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.teller import Teller
 from polarcredits.ledger.values import Balance, HoldState, Receipt
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_LOOK_SECONDS = 0.001
 
 
 class AsyncLedger:
@@ -30,6 +36,8 @@ class AsyncLedger:
         self._ledger = ledger
         self._teller = Teller(ledger.database)
         self._group = AsyncGroup(self._teller.spend)
+        self._closed = False
+        self._in_threads = 0
 
     async def __aenter__(self) -> AsyncLedger:
         return self
@@ -39,7 +47,10 @@ class AsyncLedger:
 
     async def close(self) -> None:
         """Answer what was accepted, refuse what comes later, and close the database."""
+        self._closed = True
         await self._group.close()
+        while self._in_threads:
+            await asyncio.sleep(_LOOK_SECONDS)
         self._teller.close()
         await asyncio.to_thread(self._ledger.close)
 
@@ -68,21 +79,34 @@ class AsyncLedger:
         spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
         if spent is not None:
             return spent.receipt(wanted)
-        return await asyncio.to_thread(self._ledger.deducted, wanted, None)
+        return await self._in_thread(self._ledger.deducted, wanted, None)
+
+    async def _run(self, work: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
+        """Do in a thread what is not grouped, unless it comes after the close."""
+        if self._closed:
+            raise closed()
+        return await self._in_thread(work, *given, **options)
+
+    async def _in_thread(self, work: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
+        self._in_threads += 1
+        try:
+            return await asyncio.to_thread(work, *given, **options)
+        finally:
+            self._in_threads -= 1
 
     async def balance(self, user: str, *, at: datetime | None = None) -> Balance:
         """Return a user's credits. Raises UnknownUser."""
-        return await asyncio.to_thread(self._ledger.balance, user, at=at)
+        return await self._run(self._ledger.balance, user, at=at)
 
     async def grant(self, user: str, amount: int, **options: Any) -> Receipt:
         """Give credits, with the options of `Ledger.grant`."""
-        return await asyncio.to_thread(self._ledger.grant, user, amount, **options)
+        return await self._run(self._ledger.grant, user, amount, **options)
 
     async def reverse(
         self, transaction_id: str, *, reason: str | None = None, at: datetime | None = None
     ) -> Receipt:
         """Give the whole of a deduction back, once."""
-        return await asyncio.to_thread(self._ledger.reverse, transaction_id, reason=reason, at=at)
+        return await self._run(self._ledger.reverse, transaction_id, reason=reason, at=at)
 
     def hold(
         self,
@@ -96,24 +120,27 @@ class AsyncLedger:
         at: datetime | None = None,
     ) -> AsyncHold:
         """Reserve credits: `async with ledger.hold(…) as hold`, or `hold = await ledger.hold(…)`."""
-        options = {
-            "ttl": ttl,
-            "operation": operation,
-            "metadata": metadata,
-            "idempotency_key": idempotency_key,
-            "at": at,
-        }
-        return AsyncHold(self._ledger, user, amount, options)
+        place = partial(
+            self._ledger.hold,
+            user,
+            amount,
+            ttl=ttl,
+            operation=operation,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            at=at,
+        )
+        return AsyncHold(place, self._run)
 
     async def capture(
         self, hold: str, amount: int | None = None, *, at: datetime | None = None
     ) -> tuple[Receipt, HoldState]:
         """Deduct *amount* (default all) of the hold with this id and free the rest."""
-        return await asyncio.to_thread(self._ledger.holds.capture, hold, amount, at=at)
+        return await self._run(self._ledger.holds.capture, hold, amount, at=at)
 
     async def release(self, hold: str, *, at: datetime | None = None) -> HoldState:
         """Free the hold with this id."""
-        return await asyncio.to_thread(self._ledger.holds.release, hold, at=at)
+        return await self._run(self._ledger.holds.release, hold, at=at)
 
 
 class AsyncHold:
@@ -122,17 +149,16 @@ class AsyncHold:
     Should the task be cancelled while it is being placed, it lapses at the end of its TTL.
     """
 
-    def __init__(self, ledger: Ledger, user: str, amount: int, options: dict[str, Any]) -> None:
-        self._ledger = ledger
-        self._wanted = (user, amount, options)
+    def __init__(self, place: Callable[[], Hold], run: Callable[..., Awaitable[Any]]) -> None:
+        self._wanted = place
+        self._run = run
         self._hold: Hold | None = None
 
     def __await__(self) -> Generator[Any, None, AsyncHold]:
         return self._place().__await__()
 
     async def _place(self) -> AsyncHold:
-        user, amount, options = self._wanted
-        self._hold = await asyncio.to_thread(self._ledger.hold, user, amount, **options)
+        self._hold = await self._run(self._wanted)
         return self
 
     async def __aenter__(self) -> AsyncHold:
@@ -168,8 +194,10 @@ class AsyncHold:
 
     async def capture(self, amount: int | None = None) -> Receipt:
         """Deduct *amount* (default all) of the hold and free the rest. Raises HoldClosed."""
-        return await asyncio.to_thread(self._placed.capture, amount)
+        receipt: Receipt = await self._run(self._placed.capture, amount)
+        return receipt
 
     async def release(self) -> HoldState:
         """Free the whole hold. Raises HoldClosed."""
-        return await asyncio.to_thread(self._placed.release)
+        state: HoldState = await self._run(self._placed.release)
+        return state

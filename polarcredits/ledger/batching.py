@@ -35,6 +35,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.ledger.failing import closed
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -251,11 +252,6 @@ def twin(error: BaseException) -> Exception:
         told.__dict__.update(error.__dict__)
     told.__cause__ = error
     return told
-
-
-def closed() -> DatabaseError:
-    """Return what a caller gets that comes too late."""
-    return DatabaseError("The ledger is closed; open it again.")
 
 
 def too_many() -> DatabaseBusy:

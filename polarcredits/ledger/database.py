@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cache
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, Table, exc
 from sqlalchemy.engine import make_url
 
-from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput
-from polarcredits.ledger.sqlite_file import WRITES, patience_of, sqlite_engine
+from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.ledger.failing import again, closed, failures
+from polarcredits.ledger.sqlite_file import WRITES, give_up, patience_of, sqlite_engine
+from polarcredits.ledger.turns import Turn
 
-P = ParamSpec("P")
 T = TypeVar("T")
 BUSY_SECONDS = 10.0
-_RETRIES = 8
-_AGAIN = frozenset({"40001", "40P01", "23505"})
+_LOOK_SECONDS = 0.001
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -57,45 +58,40 @@ def _parsed(url: str) -> URL:
         raise DatabaseError("The database URL cannot be read; see POLARCREDITS_DATABASE_URL.") from None
 
 
-class Turn:
-    """A thread's turn to write to a SQLite database, within `failures`. Entering it raises DatabaseBusy.
+class Keeper(Protocol):
+    """Who keeps a connection of its own beside the pool."""
 
-    SQLite has one writer at a time, and who waits for it sleeps: threads of one process would starve
-    each other. PostgreSQL locks rows, in its own queue.
-    """
+    def close(self) -> None:
+        """Close it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._free = threading.Lock()
-
-    def __enter__(self) -> None:
-        """Wait for it."""
-        if not self._free.acquire(timeout=self._database.patience):
-            raise DatabaseBusy("The database is locked by another writer; try again.")
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Let the next thread have it."""
-        self._free.release()
-        if error is not None:
-            failures.__exit__(kind, error, trace)
+    def forget_the_parent(self) -> None:
+        """Leave it alone, in a forked child."""
 
 
 class Database:
-    """A database and the two ways to use it: `write` and `read`."""
+    """A database and the ways to use it: `write`, `read`, and `begin` for a transaction to join."""
 
     def __init__(self, url: str, *, busy_seconds: float | None = None) -> None:
         self.engine = make_engine(url, busy_seconds=busy_seconds)
         self.sqlite = self.engine.dialect.name == "sqlite"
-        writing = {WRITES: True} if self.sqlite else {}
+        writing: dict[str, Any] = {WRITES: True} if self.sqlite else {"isolation_level": "READ COMMITTED"}
         reading = {} if self.sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self.writer = self.engine.execution_options(**writing)
         self._reader = self.engine.execution_options(**reading)
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self.patience = patience_of(self.engine.url, busy_seconds or BUSY_SECONDS) if self.sqlite else 0.0
         """How many seconds are waited for a turn to write to SQLite, and then for its write lock."""
-        self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else failures
-        """What every transaction that writes runs in: its turn, and its failures in our words."""
+        self.keepers: WeakSet[Keeper] = WeakSet()
+        self._closed = False
+        self._start()
         _databases.add(self)
+
+    def _start(self) -> None:
+        self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else nullcontext()
+        """What every transaction that writes runs in."""
+        self._door: AbstractContextManager[object] = threading.Lock() if self.sqlite else nullcontext()
+        self._fork: Generator[bool, None, None] | None = None
+        self._rested = False
 
     def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in one transaction and commit it (a dry run is rolled back).
@@ -104,7 +100,7 @@ class Database:
         """
 
         def once() -> T:
-            with self.turn, self.writer.connect() as connection:
+            with self.turn, self._connect(self.writer) as connection:
                 transaction = connection.begin()
                 result = work(connection)
                 transaction.rollback() if dry_run else transaction.commit()
@@ -112,10 +108,25 @@ class Database:
 
         return again(once)
 
+    @contextmanager
+    def begin(self, *, dry_run: bool = False) -> Iterator[Connection]:
+        """Begin a transaction for others to join; the end of the block commits it, or undoes a dry run."""
+        with self.turn, failures, self._connect(self.writer) as connection:
+            transaction = connection.begin()
+            yield connection
+            transaction.rollback() if dry_run else transaction.commit()
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
-        with failures, self._reader.connect() as connection:
+        with failures, self._connect(self._reader) as connection:
             return work(connection)
+
+    def _connect(self, engine: Engine) -> Connection:
+        """Take a connection from the pool. The door is shut while the process forks."""
+        with self._door:
+            if self._closed:
+                raise closed()
+            return engine.connect()
 
     def raw_cursor(self, driver: Any) -> Any:
         """Return a cursor of a driver's own connection, for statements in the database's own words."""
@@ -125,71 +136,55 @@ class Database:
 
         return raw_cursor(driver)
 
+    def raise_wrapped(self, error: Exception) -> NoReturn:
+        """Raise a driver's own error as SQLAlchemy would."""
+        dialect = self.engine.dialect
+        raise exc.DBAPIError.instance(None, None, error, self.driver_error, dialect=dialect) from error
+
     def connections(self) -> tuple[int, int]:
         """Return how many connections are idle, and how many in use."""
         pool = self.engine.pool
         return (pool.checkedin(), pool.checkedout()) if isinstance(pool, QueuePool) else (0, 0)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and open none from now on."""
+        self._closed = True
         self.engine.dispose()
 
+    def before_fork(self) -> None:
+        """See to it that nobody has a connection to a SQLite file while the process forks."""
+        if self.sqlite:
+            self._fork = self._at_rest()
+            try:
+                self._rested = next(self._fork)
+            except DatabaseBusy:
+                self._rested = False
+
+    def _at_rest(self) -> Generator[bool, None, None]:
+        with self.turn, self._door:
+            for keeper in self.keepers:
+                keeper.close()
+            until = time.monotonic() + self.patience
+            while self.connections()[1] and time.monotonic() < until:
+                time.sleep(_LOOK_SECONDS)
+            rested = not self.connections()[1]
+            if rested:
+                self.engine.dispose()
+            yield rested
+
+    def after_fork(self) -> None:
+        """Go on in the parent."""
+        if self._fork is not None:
+            self._fork.close()
+
     def forget_the_parent(self) -> None:
-        """Leave the parent's connections alone, in a forked child."""
+        """Go on in the child, on connections of its own."""
+        if self.sqlite and not self._rested:
+            give_up(self.engine.url)
         self.engine.dispose(close=False)
-        if isinstance(self.turn, Turn):
-            self.turn = Turn(self)
-
-
-def again(once: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
-    """Run a transaction, and whole again if it lost a race. Raises DatabaseBusy."""
-    for attempt in range(_RETRIES):
-        try:
-            return once(*given, **options)
-        except exc.DBAPIError as error:
-            if attempt + 1 == _RETRIES:
-                raise DatabaseBusy("The database is too busy; try again.") from error
-    raise DatabaseBusy("The database is too busy; try again.")
-
-
-class _Failures:
-    """Turns what a driver raises into our errors; what may succeed if run again passes through."""
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Raise our error in place of the driver's."""
-        if error is None:
-            return
-        if isinstance(error, exc.DBAPIError) and not may_succeed_again(error):
-            raise named(error) from error
-        if isinstance(error, UnicodeEncodeError):
-            raise InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.") from error
-        if isinstance(error, exc.TimeoutError):
-            raise DatabaseBusy("No database connection became free in time; try again.") from error
-
-
-failures = _Failures()
-
-
-def may_succeed_again(error: Exception) -> bool:
-    """Say whether what failed only lost a race, and is to be run again, whole."""
-    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
-
-
-def named(error: exc.DBAPIError) -> DatabaseError:
-    """Return our error for a driver's."""
-    text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown failure"
-    if "database is locked" in text or "lock timeout" in text:
-        return DatabaseBusy("The database is locked by another writer; try again.")
-    if "no such table" in text or ("does not exist" in text and "relation" in text):
-        return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
-    if isinstance(error, exc.OperationalError) and getattr(error.orig, "sqlstate", "") is None:
-        return DatabaseError(
-            f"The database cannot be reached: {text}. Is it running, and is POLARCREDITS_DATABASE_URL right?"
-        )
-    return DatabaseError(f"The database refused: {text}")
+        for keeper in self.keepers:
+            keeper.forget_the_parent()
+        self._start()
 
 
 def insert_once(connection: Connection, table: Table, **values: object) -> bool:
@@ -248,9 +243,13 @@ def _upsert(dialect: str, table: Table, key: tuple[str, ...], columns: tuple[str
 _databases: WeakSet[Database] = WeakSet()
 
 
-def _forget_the_parent() -> None:
+def _each(method: Callable[[Database], None]) -> None:
     for database in list(_databases):
-        database.forget_the_parent()
+        method(database)
 
 
-os.register_at_fork(after_in_child=_forget_the_parent)
+os.register_at_fork(
+    before=partial(_each, Database.before_fork),
+    after_in_parent=partial(_each, Database.after_fork),
+    after_in_child=partial(_each, Database.forget_the_parent),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ from polarcredits.errors import InvalidInput
 from polarcredits.ledger import identity, requests, spending
 from polarcredits.ledger.account import Call, Details, LoadedAccount
 from polarcredits.ledger.batching import Group
-from polarcredits.ledger.database import Database, failures
+from polarcredits.ledger.database import Database
+from polarcredits.ledger.failing import failures
 from polarcredits.ledger.holds import Hold, Holds
 from polarcredits.ledger.hotpath import Spend, Spent
 from polarcredits.ledger.keeping import load
@@ -81,18 +82,12 @@ class Ledger:
     @contextmanager
     def rehearse(self) -> Iterator[Ledger]:
         """Give a ledger of which everything is undone at the end; other writers wait meanwhile."""
-        with self.database.turn, self.database.writer.connect() as connection:
-            transaction = connection.begin()
-            try:
-                yield self.using(connection)
-            finally:
-                transaction.rollback()
+        with self.database.begin(dry_run=True) as connection:
+            yield self.using(connection)
 
-    @contextmanager
-    def begin(self) -> Iterator[Connection]:
+    def begin(self) -> AbstractContextManager[Connection]:
         """Begin a transaction that `using` can join; commits at the end of the block."""
-        with self.database.turn, self.database.writer.begin() as connection:
-            yield connection
+        return self.database.begin()
 
     def in_transaction(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in a write transaction: our own, or a savepoint of the joined one."""

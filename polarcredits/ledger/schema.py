@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.database import Database, failures, sqlite_path
+from polarcredits.ledger.database import Database, sqlite_path
+from polarcredits.ledger.failing import failures
 from polarcredits.ledger.sqlite_file import empty_database, private_file
 
 HEAD = "0007"

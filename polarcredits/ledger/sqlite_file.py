@@ -28,6 +28,9 @@ OPENED = "polarcredits_opened"
 """Where the info of a connection's record says what file it was opened on."""
 
 
+_given_up: set[str] = set()
+
+
 class Opened(NamedTuple):
     """The file that a connection was opened on."""
 
@@ -56,10 +59,15 @@ def sqlite_engine(url: URL, patience: float) -> Engine:
     others = ", ".join(sorted(url.query.keys() - {"timeout"}))
     if others:
         raise DatabaseError(f"{others} in the database URL is unknown; with SQLite there is timeout alone.")
-    path = str(Path(url.database or "polarcredits.db").absolute())
+    path = _path(url)
     address = f"file:{quote(path)}?mode=rw"
 
     def connect() -> sqlite3.Connection:
+        if path in _given_up:
+            raise DatabaseError(
+                f"The process forked while it was at work on {path}, which its child cannot use any more. "
+                "Fork between two operations, or let multiprocessing spawn."
+            )
         return sqlite3.connect(address, uri=True, timeout=patience, check_same_thread=False)
 
     def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -89,6 +97,15 @@ def sqlite_engine(url: URL, patience: float) -> Engine:
     event.listen(engine, "checkout", check)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def give_up(url: URL) -> None:
+    """Never open a file again in this process: what it inherited of it cannot be put right."""
+    _given_up.add(_path(url))
+
+
+def _path(url: URL) -> str:
+    return str(Path(url.database or "polarcredits.db").absolute())
 
 
 def begin_writing(begin: Callable[[], object], patience: float) -> None:

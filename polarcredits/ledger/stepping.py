@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, exc
 
 from polarcredits.ledger.account import Call
-from polarcredits.ledger.database import named
+from polarcredits.ledger.failing import named
 from polarcredits.ledger.outlooks import RULES, read_bounds
 from polarcredits.periods import to_micros
 from polarcredits.plans import Catalog

@@ -5,17 +5,16 @@ Nothing of SQLAlchemy but its pool stands between the hot path and the driver.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from polarcredits.ledger.database import Database, again
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.database import Database
+from polarcredits.ledger.failing import again, is_of_a_request
 from polarcredits.ledger.hotpath import Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
 from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
@@ -32,24 +31,39 @@ class Teller:
         self._cursor: Any = None
         self._begin: Any = None
         self._opened: Opened | None = None
+        self._bare = False
         self._used = 0.0
-        _tellers.add(self)
+        database.keepers.add(self)
 
-    def spend(self, batch: Sequence[Spend]) -> list[Spent | None]:
+    def spend(self, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
         """Deduct what can be and commit; None in the place of each miss, of which nothing is written.
 
-        Raises DatabaseBusy or DatabaseError; then nothing of the batch is acknowledged.
+        What the database cannot keep of one request is that one's answer. Raises DatabaseBusy or
+        DatabaseError; then nothing of the batch is acknowledged.
         """
-        return again(self._once, batch)
+        try:
+            return again(self._once, batch)
+        except DatabaseError as error:
+            if len(batch) == 1 or not is_of_a_request(error):
+                raise
+            return [self._apart(wanted) for wanted in batch]
+
+    def _apart(self, wanted: Spend) -> Spent | Exception | None:
+        try:
+            return again(self._once, (wanted,))[0]
+        except DatabaseError as error:
+            return error
 
     def close(self) -> None:
         """Close the connection; what it had not committed is undone."""
-        if self._kept is not None:
-            if self._database.sqlite:
-                # A statement that failed half-way would keep the file locked beyond the close.
-                self._kept.rollback()
-            self._kept.invalidate()
-            self._kept = None
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            try:
+                if self._database.sqlite:
+                    # A statement that failed half-way would keep the file locked beyond the close.
+                    kept.rollback()
+            finally:
+                kept.invalidate()
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         answers = None
@@ -60,9 +74,7 @@ class Teller:
                 answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
                 return answers
             except self._database.driver_error as error:
-                raise exc.DBAPIError.instance(
-                    None, None, error, self._database.driver_error, dialect=self._database.engine.dialect
-                ) from error
+                self._database.raise_wrapped(error)
             finally:
                 if answers is None:
                     self.close()
@@ -80,12 +92,12 @@ class Teller:
     def _postgresql(self, batch: Sequence[Spend]) -> list[Spent | None]:
         """Take one alone in one round trip; where that misses, its row locked first."""
         cursor = self._cursor
-        if len(batch) == 1:
+        if len(batch) == 1 and self._bare:
             spent = spend(cursor, batch[0], sqlite=False)
             if spent is not None or batch[0].key is None:
                 self._used = time.monotonic()
                 return [spent]
-        cursor.execute("BEGIN")
+        cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         answers = spend_all(cursor, batch, sqlite=False)
         cursor.execute("COMMIT")
         self._used = time.monotonic()
@@ -94,10 +106,12 @@ class Teller:
     def _open(self) -> None:
         self._kept = self._database.engine.raw_connection()
         driver: Any = self._kept.driver_connection
+        self._cursor = self._database.raw_cursor(driver)
         if not self._database.sqlite:
             driver.autocommit = True
-        self._cursor = self._database.raw_cursor(driver)
-        if self._database.sqlite:
+            level = self._cursor.execute("SHOW default_transaction_isolation").fetchone()
+            self._bare = level == ("read committed",)
+        else:
             self._cursor.execute("PRAGMA busy_timeout=0")
             self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
             self._opened = self._kept.info[OPENED]
@@ -128,13 +142,4 @@ class Teller:
         self._kept = None
 
 
-_tellers: WeakSet[Teller] = WeakSet()
 _inherited: list[object] = []
-
-
-def _forget_the_parent() -> None:
-    for teller in list(_tellers):
-        teller.forget_the_parent()
-
-
-os.register_at_fork(after_in_child=_forget_the_parent)

@@ -23,7 +23,7 @@ class Crowded(Ledger):
         if self._group is not None:
             self._group = Group(self._in_company)
 
-    def _in_company(self, batch: Sequence[Spend]) -> list[Spent | None]:
+    def _in_company(self, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
         return self._teller.spend([*batch, batch[0]._replace(user="stranger")])[:-1]
 
 

@@ -362,10 +362,45 @@ def test_a_closed_ledger_spends_nothing(ledger: Ledger) -> None:
     """What was acknowledged is there; what comes later is refused."""
     ledger.add_user("ann")
     ledger.deduct("ann", 1)
+    url = ledger.database.engine.url.render_as_string(hide_password=False)
     ledger.close()
-    with pytest.raises(DatabaseError, match="closed"):
-        ledger.deduct("ann", 1)
-    assert ledger.balance("ann").balance == 999
+    doors: list[Callable[[], object]] = [
+        lambda: ledger.deduct("ann", 1),
+        lambda: ledger.grant("ann", 5),
+        lambda: ledger.hold("ann", 5),
+        lambda: ledger.balance("ann"),
+        lambda: ledger.add_user("bob"),
+        lambda: ledger.begin().__enter__(),
+    ]
+    for door in doors:
+        with pytest.raises(DatabaseError, match="closed"):
+            door()
+    assert ledger.database.connections() == (0, 0)
+    with Ledger(url, catalog()) as later:
+        assert [entry.amount for entry in history(later, "ann")] == [-1, 1000]
+
+
+def test_a_closed_async_ledger_refuses_what_comes_later(url: str) -> None:
+    """And answers what it had accepted: what the fast way misses too."""
+
+    async def trial() -> None:
+        ledger = AsyncLedger(Ledger(url, catalog()))
+        await ledger.deduct("ann", 1)
+        accepted = [asyncio.create_task(ledger.deduct("ann", 5000)) for _ in range(3)]
+        accepted.append(asyncio.create_task(ledger.grant("ann", 7)))
+        await asyncio.sleep(0)
+        await ledger.close()
+        told = await asyncio.gather(*accepted, return_exceptions=True)
+        assert [type(answer) for answer in told] == [InsufficientCredits] * 3 + [Receipt]
+        hold = ledger.hold("ann", 5)
+        for late in (ledger.deduct("ann", 1), ledger.grant("ann", 5), ledger.balance("ann"), hold):
+            with pytest.raises(DatabaseError, match="closed"):
+                await late
+
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        asyncio.run(trial())
+        assert ledger.balance("ann").balance == 1006
 
 
 def test_an_application_that_waits_for_itself_is_told(ledger: Ledger) -> None:

@@ -1,0 +1,90 @@
+"""What fails in a database: told in our words, or, if it only lost a race, run again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from sqlalchemy import exc
+
+from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput, PolarCreditsError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_RETRIES = 8
+_PAUSE_SECONDS = 0.01
+_AGAIN = frozenset({"40001", "40P01", "23505"})
+_OF_A_REQUEST = ("22", "54")
+_RAISED = (exc.DBAPIError, exc.TimeoutError, UnicodeEncodeError)
+
+
+def again(once: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
+    """Run a transaction, and whole again if it lost a race, after a pause that grows.
+
+    Raises DatabaseBusy, DatabaseError or InvalidInput for what the database raises.
+    """
+    for attempt in range(_RETRIES):
+        try:
+            return once(*given, **options)
+        except _RAISED as error:
+            if not may_succeed_again(error):
+                raise _told(error) from error
+            lost = error
+        time.sleep(random.random() * _PAUSE_SECONDS * attempt)
+    raise DatabaseBusy("The database is too busy; try again.") from lost
+
+
+class _Failures:
+    """Turns what a driver raises into our errors; what may succeed if run again passes through."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise our error in place of the driver's."""
+        if isinstance(error, _RAISED) and not may_succeed_again(error):
+            raise _told(error) from error
+
+
+failures = _Failures()
+
+
+def may_succeed_again(error: Exception) -> bool:
+    """Say whether what failed only lost a race, and is to be run again, whole."""
+    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
+
+
+def is_of_a_request(error: DatabaseError) -> bool:
+    """Say whether a request held what the database cannot keep: those beside it may well succeed."""
+    cause = error.__cause__
+    state = getattr(cause.orig, "sqlstate", None) if isinstance(cause, exc.DBAPIError) else None
+    return (state or "").startswith(_OF_A_REQUEST)
+
+
+def closed() -> DatabaseError:
+    """Return what a caller gets that comes after the close."""
+    return DatabaseError("The ledger is closed; open it again.")
+
+
+def _told(error: Exception) -> PolarCreditsError:
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.")
+    if isinstance(error, exc.DBAPIError):
+        return named(error)
+    return DatabaseBusy("No database connection became free in time; try again.")
+
+
+def named(error: exc.DBAPIError) -> DatabaseError:
+    """Return our error for a driver's."""
+    text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown failure"
+    if "database is locked" in text or "lock timeout" in text:
+        return DatabaseBusy("The database is locked by another writer; try again.")
+    if "no such table" in text or ("does not exist" in text and "relation" in text):
+        return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
+    if isinstance(error, exc.OperationalError) and getattr(error.orig, "sqlstate", "") is None:
+        return DatabaseError(
+            f"The database cannot be reached: {text}. Is it running, and is POLARCREDITS_DATABASE_URL right?"
+        )
+    return DatabaseError(f"The database refused: {text}")
