@@ -11,6 +11,8 @@ PLACEHOLDER = "polar:"
 
 def check_user_id(user: str) -> str:
     """Return *user* if it can be a user id, else raise InvalidInput."""
+    if not isinstance(user, str):
+        raise InvalidInput(f"The user id must be a text, not {user!r}.")
     if not user or user != user.strip() or not user.isprintable() or len(user) > LONGEST_ID:
         raise InvalidInput(
             f"{user[:40]!r} cannot be a user id: use 1 to {LONGEST_ID} printable characters "

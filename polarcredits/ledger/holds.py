@@ -101,7 +101,7 @@ class Holds:
             raise InvalidInput("A hold lasts more than 0 seconds and at most 24 hours.")
         meta = requests.check_metadata(metadata)
         call = self._ledger.call(at)
-        requests.check_text(key, "The idempotency key")
+        requests.check_key(key)
         requests.check_text(operation, "The operation")
         request = requests.digest(kind="hold", amount=amount, ttl=ttl, operation=operation, meta=meta)
 

@@ -24,6 +24,8 @@ from polarcredits.userids import PLACEHOLDER
 
 def find(connection: Connection, user: str) -> tuple[int, int]:
     """Return the account named *user* and the one that answers for it; UnknownUser if none."""
+    if not isinstance(user, str):
+        raise InvalidInput(f"The user must be a text, not {user!r}.")
     a = t.accounts.c
     query = select(a.id, a.alias_of)
     row = connection.execute(query.where(a.user_id == user)).first()

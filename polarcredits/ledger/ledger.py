@@ -209,7 +209,7 @@ class Ledger:
         until = requests.check_expiry(expires_at, expires_in, call.now)
         details = Details(
             reason=requests.check_text(reason, "The reason"),
-            key=requests.check_text(idempotency_key, "The idempotency key"),
+            key=requests.check_key(idempotency_key),
             request=requests.digest(
                 kind="grant", amount=amount, reason=reason, at=expires_at, within=expires_in
             )

@@ -18,6 +18,8 @@ from polarcredits.ledger.values import transaction_id
 MOST_CREDITS = 2**53
 MOST_BALANCE = 2**62
 LONGEST_TEXT = 1000
+LONGEST_KEY = 2600
+"""In bytes: an entry of an index of PostgreSQL is at most 2,704."""
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -36,9 +38,20 @@ def check_text(value: str | None, what: str) -> str | None:
     """Return *value* if it can be stored and shown, else raise InvalidInput."""
     if value is None:
         return None
-    if not value.strip() or len(value) > LONGEST_TEXT or not value.isprintable():
+    texts = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
+    if not texts or not value.strip():
         raise InvalidInput(f"{what} must be 1 to {LONGEST_TEXT} printable characters.")
     return value
+
+
+def check_key(key: str | None) -> str | None:
+    """Return an idempotency key if it can be stored and found again, else raise InvalidInput."""
+    if key is None:
+        return None
+    check_text(key, "The idempotency key")
+    if len(key.encode()) > LONGEST_KEY:
+        raise InvalidInput(f"The idempotency key must be at most {LONGEST_KEY} bytes of UTF-8.")
+    return key
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> str | None:

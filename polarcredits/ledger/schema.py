@@ -72,6 +72,12 @@ def make_if_absent(url: str) -> None:
         raise DatabaseError(f"{path} is a directory, not a database; name a file.")
     if path.exists():
         return
+    left = Path(f"{path}-wal")
+    if left.exists() and left.stat().st_size:
+        raise DatabaseError(
+            f"{path} is gone, but {left.name} is still beside it, with what was last written to it. "
+            "Put the database back, or move that file away to begin anew."
+        )
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         empty_database(draft, path)

@@ -39,7 +39,7 @@ def request(
     meta = None if metadata is None else requests.check_metadata(metadata)
     key = digest = None
     if idempotency_key is not None:
-        key = requests.check_text(idempotency_key, "The idempotency key")
+        key = requests.check_key(idempotency_key)
         digest = requests.digest(
             kind="deduct", operation=operation, quantity=quantity, amount=amount, meta=meta
         )
@@ -52,7 +52,8 @@ def request(
 
 def groupable(wanted: Spend) -> bool:
     """Say whether the hot path may see the request: what could fail a whole batch goes alone."""
-    return 0 < wanted.amount <= requests.MOST_CREDITS and wanted.user.isprintable()
+    user = wanted.user
+    return 0 < wanted.amount <= requests.MOST_CREDITS and isinstance(user, str) and user.isprintable()
 
 
 def decide(ledger: Ledger, connection: Connection, wanted: Spend) -> Receipt:
@@ -61,6 +62,8 @@ def decide(ledger: Ledger, connection: Connection, wanted: Spend) -> Receipt:
         cursor = ledger.database.raw_cursor(connection.connection.driver_connection)
         try:
             spent = spend(cursor, wanted, sqlite=ledger.database.sqlite)
+        except ledger.database.driver_error as error:
+            ledger.database.raise_wrapped(error)
         finally:
             cursor.close()
         if spent is not None:

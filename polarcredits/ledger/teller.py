@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy.pool import PoolProxiedConnection
-
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.failing import again, is_of_a_request
@@ -27,7 +25,7 @@ class Teller:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._kept: PoolProxiedConnection | None = None
+        self._driver: Any = None
         self._cursor: Any = None
         self._begin: Any = None
         self._opened: Opened | None = None
@@ -56,20 +54,20 @@ class Teller:
 
     def close(self) -> None:
         """Close the connection; what it had not committed is undone."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
+        driver, self._driver, self._cursor = self._driver, None, None
+        if driver is not None:
             try:
                 if self._database.sqlite:
                     # A statement that failed half-way would keep the file locked beyond the close.
-                    kept.rollback()
+                    driver.rollback()
             finally:
-                kept.invalidate()
+                driver.close()
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         answers = None
         with self._database.turn:
             try:
-                if self._kept is None or not self._alive():
+                if self._driver is None or not self._alive():
                     self._open()
                 answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
                 return answers
@@ -104,18 +102,22 @@ class Teller:
         return answers
 
     def _open(self) -> None:
-        self._kept = self._database.engine.raw_connection()
-        driver: Any = self._kept.driver_connection
-        self._cursor = self._database.raw_cursor(driver)
-        if not self._database.sqlite:
-            driver.autocommit = True
-            level = self._cursor.execute("SHOW default_transaction_isolation").fetchone()
-            self._bare = level == ("read committed",)
+        """Take a connection out of the pool for good: the pool does not count it, nor get it back."""
+        taken = self._database.engine.raw_connection()
+        driver: Any = taken.driver_connection
+        opened: Opened | None = taken.info.get(OPENED)
+        taken.detach()
+        cursor = self._database.raw_cursor(driver)
+        if self._database.sqlite:
+            cursor.execute("PRAGMA busy_timeout=0")
+            self._begin = partial(cursor.execute, "BEGIN IMMEDIATE")
+            self._opened = opened
         else:
-            self._cursor.execute("PRAGMA busy_timeout=0")
-            self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
-            self._opened = self._kept.info[OPENED]
+            driver.autocommit = True
+            level = cursor.execute("SHOW default_transaction_isolation").fetchone()
+            self._bare = level == ("read committed",)
         self._used = time.monotonic()
+        self._cursor, self._driver = cursor, driver
 
     def _alive(self) -> bool:
         """Say whether the connection's file is still there, or its server still answers; else close it."""
@@ -138,8 +140,8 @@ class Teller:
 
     def forget_the_parent(self) -> None:
         """Leave the parent's connection alone, in a forked child: neither used nor closed."""
-        _inherited.append((self._kept, self._cursor))
-        self._kept = None
+        _inherited.append((self._driver, self._cursor))
+        self._driver = self._cursor = None
 
 
 _inherited: list[object] = []

@@ -27,13 +27,14 @@ def postgres() -> Iterator[str]:
         _statement(url, "ALTER SYSTEM SET fsync = off")
         _statement(url, "SELECT pg_reload_conf()")
         _statement(url, "CREATE DATABASE template_credits")
-        database = Database(_named(url, "template_credits"))
+        database = Database(named(url, "template_credits"))
         schema.upgrade(database)
         database.close()
         yield url
 
 
-def _named(url: str, name: str) -> str:
+def named(url: str, name: str) -> str:
+    """Return the URL of another database of the same server."""
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
@@ -60,7 +61,7 @@ def copy_of_template(server: str) -> str:
     """Return the URL of a new database, empty and migrated."""
     name = f"credits_{next(_NUMBERS)}"
     _statement(server, f"CREATE DATABASE {name} TEMPLATE template_credits")
-    return _named(server, name)
+    return named(server, name)
 
 
 @pytest.fixture

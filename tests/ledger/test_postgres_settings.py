@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
+from polarcredits.ledger import schema, spending
+from polarcredits.ledger.database import Database
+from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
-from tests.ledger.conftest import copy_of_template
+from tests.ledger.conftest import copy_of_template, named
 from tests.ledger.fronts import Crowded
 from tests.ledger.worlds import at, catalog, dump
 
@@ -81,6 +85,49 @@ def test_texts_that_mean_something_in_an_array(text: str, postgres: str) -> None
         kept = history(ledger, user)[0]
         assert (kept.operation, kept.metadata, kept.idempotency_key) == tuple(given.values())
         assert ledger.balance(user).balance == 999
+
+
+def test_what_cannot_be_kept_fails_alone(postgres: str) -> None:
+    """In a database of one alphabet, a name of another leaves those of the same batch alone."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    url = named(postgres, "latin")
+    database = Database(url)
+    schema.upgrade(database)
+    database.close()
+    with Ledger(url, catalog()) as ledger:
+        for user in ("ann", "bob"):
+            ledger.add_user(user)
+        options: dict[str, Any] = dict.fromkeys(("metadata", "idempotency_key", "at"))
+        batch = [
+            spending.request(ledger, user, 1, operation="api_call", quantity=1, **options)
+            for user in ("ann", "安", "bob")
+        ]
+        first, refused, last = ledger._teller.spend(batch)
+        assert isinstance(first, Spent)
+        assert isinstance(refused, DatabaseError)
+        assert isinstance(last, Spent)
+        assert (first.balance, last.balance) == (999, 999)
+        with pytest.raises(DatabaseError, match="LATIN1"):
+            ledger.deduct("安", 1)
+        assert [len(history(ledger, user)) for user in ("ann", "bob")] == [2, 2]
+
+
+def test_many_callers_where_transactions_are_repeatable_by_default(postgres: str) -> None:
+    """Ours are READ COMMITTED, each of them: nobody who waited for a row is refused for it."""
+    url = with_settings(postgres, "default_transaction_isolation = 'repeatable read'")
+    with Ledger(url, catalog()) as ledger, Ledger(url, catalog()) as other, ThreadPoolExecutor(8) as pool:
+        ledger.add_user("ann")
+        calls = [
+            pool.submit(each.deduct, "ann", 1, idempotency_key=key)
+            for number in range(100)
+            for each in (ledger, other)
+            for key in (None, f"{number} {each is other}")
+        ]
+        assert [call.exception() for call in calls] == [None] * 400
+        assert ledger.balance("ann").balance == 600
+        level = ledger.database.write(lambda c: c.exec_driver_sql("SHOW transaction_isolation").scalar())
+        assert level == "read committed"
 
 
 def test_a_database_that_is_read_only(postgres: str) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import Trace
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from polarcredits.errors import (
     AlreadyReversed,
+    DatabaseBusy,
     DatabaseError,
     HoldClosed,
     InsufficientCredits,
@@ -110,6 +111,9 @@ def test_the_hot_path_is_one_update_and_one_insert(ledger: Ledger, grants: int) 
 
 
 EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
+WIDE_KEY = "".join(chr(0x4E00 + number * 7 % 20_000) for number in range(867))
+"""More bytes than an index of PostgreSQL takes."""
+WRONG: Any = 5
 FAR = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
 
 
@@ -150,6 +154,15 @@ REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
     (InvalidInput, lambda ledger: ledger.holds.release(open_hold(ledger), at=EARLIER)),
     (InvalidInput, lambda ledger: ledger.reverse(last_deduct(ledger), at=EARLIER)),
     (InvalidInput, lambda ledger: history(ledger, "ann", type="gift")),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, idempotency_key=WIDE_KEY)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 1, idempotency_key=WIDE_KEY)),
+    (InvalidInput, lambda ledger: ledger.hold("ann", 1, idempotency_key=WIDE_KEY)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, idempotency_key=WRONG)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, operation=WRONG)),
+    (InvalidInput, lambda ledger: ledger.deduct(WRONG, 1)),
+    (InvalidInput, lambda ledger: ledger.grant(WRONG, 1)),
+    (InvalidInput, lambda ledger: ledger.balance(WRONG)),
+    (InvalidInput, lambda ledger: ledger.add_user(WRONG)),
 ]
 
 
@@ -302,6 +315,28 @@ def test_joining_the_applications_transaction(ledger: Ledger) -> None:
             joined.deduct("ann", 5, idempotency_key="k")
         joined.deduct("ann", 10)
     assert ledger.balance("ann").balance == 995
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_joining_a_transaction_that_cannot_write(key: str | None, tmp_path: Path) -> None:
+    """Begun without IMMEDIATE beside another writer: our error, for what the hot path runs too."""
+    url = f"sqlite:///{tmp_path / 'credits.db'}"
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        engine = create_engine(url, connect_args={"timeout": 0})
+        with ledger.begin(), engine.begin() as connection, pytest.raises(DatabaseBusy):
+            ledger.using(connection).deduct("ann", 1, idempotency_key=key)
+        engine.dispose()
+        assert ledger.balance("ann").balance == 1000
+
+
+def test_the_longest_key_is_kept_and_found(ledger: Ledger) -> None:
+    """In bytes, of whatever alphabet."""
+    ledger.add_user("ann")
+    for key in (WIDE_KEY[:-1], "k" * 1000):
+        first = ledger.deduct("ann", 1, idempotency_key=key)
+        assert ledger.deduct("ann", 1, idempotency_key=key).transaction == first.transaction
+    assert ledger.balance("ann").balance == 998
 
 
 def test_a_dry_run_in_the_applications_transaction_leaves_it_as_it_was(ledger: Ledger) -> None:

@@ -108,6 +108,27 @@ def test_tasks_meet_a_file_that_is_gone(file: Path, tmp_path: Path) -> None:
     asyncio.run(trial())
 
 
+def test_a_log_that_is_left_alone(file: Path) -> None:
+    """No new database is made beside the log of one that is gone: SQLite would take the log for its own."""
+    url = f"sqlite:///{file}"
+    left, away = Path(f"{file}-wal"), file.with_name("away.db")
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("mia")
+        log = left.read_bytes()
+        shutil.move(file, away)
+        with pytest.raises(DatabaseError, match=r"is gone, but credits\.db-wal is still beside it"):
+            schema.open_database(url)
+        assert left.read_bytes() == log
+        assert not file.exists()
+        shutil.move(away, file)
+        assert ledger.deduct("mia", 1).balance == 999
+    left.touch()
+    shutil.move(file, away)
+    with Ledger(url, catalog(), actor="test") as anew:
+        anew.add_user("ann")
+        assert balance(anew, "ann") == 1000
+
+
 @pytest.mark.parametrize("given", ["nan", "-1", "inf", "1e9", "abc"])
 def test_a_patience_that_is_no_number_of_seconds(given: str, file: Path) -> None:
     """Refused where the database is opened, in words that name it."""

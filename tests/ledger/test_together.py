@@ -414,34 +414,6 @@ def test_an_application_that_waits_for_itself_is_told(ledger: Ledger) -> None:
     assert ledger.balance("ann").balance == 1000
 
 
-FORKED = """
-import os, sys
-from polarcredits.ledger.ledger import Ledger
-from polarcredits.plans import parse_catalog
-ledger = Ledger(sys.argv[1], parse_catalog("", pro_product_id=None))
-ledger.add_user("ann")
-ledger.deduct("ann", 1)
-child = os.fork()
-if child == 0:
-    for _ in range(20):
-        ledger.deduct("ann", 1)
-    os._exit(0)
-for _ in range(20):
-    ledger.deduct("ann", 1)
-code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert ledger.deduct("ann", 1).balance == 958
-sys.exit(code)
-"""
-
-
-def test_a_fork_shares_no_connection(url: str) -> None:
-    """Parent and child spend from the same ledger object, each on connections of its own."""
-    assert subprocess.run([sys.executable, "-c", FORKED, url], timeout=60).returncode == 0
-    with Ledger(url, catalog()) as ledger:
-        assert ledger.balance("ann").balance == 958
-        assert verify(ledger).problems == []
-
-
 def test_an_open_ledger_keeps_no_process_alive(tmp_path: Path) -> None:
     """Neither front needs to be closed for the process to end."""
     script = """

@@ -1,0 +1,158 @@
+"""A signal that raises in the midst of a deduction leaves the ledger as usable as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from polarcredits.errors import DatabaseBusy
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.turns import Turn
+from polarcredits.ledger.verify import verify
+from polarcredits.ledger.views import history
+from tests.ledger.worlds import catalog
+
+WHERE = ("batching", "database", "failing", "hotpath", "ledger", "sqlite_file", "teller", "turns")
+"""The modules that hold something while others wait."""
+
+
+class Alarm(BaseException):
+    """What a signal raises, as Ctrl-C raises KeyboardInterrupt."""
+
+
+class Interruption:
+    """Raises within our own code where a signal may: as a function begins, and after a call of C."""
+
+    def __init__(self, moment: int) -> None:
+        self.left = moment
+
+    def __enter__(self) -> Interruption:
+        sys.setprofile(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _seen(self, frame: FrameType, event: str, _what: object) -> None:
+        if event in ("call", "c_return") and Path(frame.f_code.co_filename).stem in WHERE:
+            self.left -= 1
+            if self.left == 0:
+                raise Alarm
+
+
+def interrupted_everywhere(work: Callable[[], object]) -> Iterator[int]:
+    """Interrupt *work* at its first moment, at its second, and so on to its end; yield after each."""
+    for moment in itertools.count(1):
+        interruption = Interruption(moment)
+        with contextlib.suppress(Alarm), interruption:
+            work()
+        if interruption.left > 0:
+            return
+        yield moment
+
+
+class Waiting:
+    """Who waits half a second for a turn."""
+
+    patience = 0.5
+
+
+def takes(turn: Turn) -> bool:
+    """Say whether another thread gets the turn."""
+    got = []
+
+    def take() -> None:
+        with contextlib.suppress(DatabaseBusy), turn:
+            got.append(True)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return bool(got)
+
+
+def test_a_turn_is_one_threads_alone() -> None:
+    """Another one is told that it is busy, and gets it afterwards."""
+    turn = Turn(Waiting())
+    with turn:
+        assert not takes(turn)
+    assert takes(turn)
+
+
+def test_an_interrupted_turn_is_free() -> None:
+    """Wherever the signal comes: while it is taken, held or given back."""
+    turn = Turn(Waiting())
+
+    def work() -> None:
+        with turn:
+            pass
+
+    for moment in interrupted_everywhere(work):
+        assert takes(turn), moment
+    assert moment == 2
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["open", "opened anew"])
+@pytest.mark.parametrize("kind", ["deduct", "grant", "balance"])
+def test_an_interrupted_operation_stops_nobody(kind: str, again: bool, tmp_path: Path) -> None:
+    """Not the next one, nor another thread's; and all or nothing of it is there."""
+    with Ledger(f"sqlite:///{tmp_path / 'credits.db'}", catalog()) as ledger:
+        ledger.add_user("ann")
+        ledger.grant("ann", 1000)
+        doors: dict[str, Callable[[], object]] = {
+            "deduct": lambda: ledger.deduct("ann", 1),
+            "grant": lambda: ledger.grant("ann", 1),
+            "balance": lambda: ledger.balance("ann"),
+        }
+        ledger.deduct("ann", 1)
+        for moment in interrupted_everywhere(doors[kind]):
+            assert isinstance(ledger.database.turn, Turn)
+            assert ledger._group is not None
+            assert not ledger._group._led
+            assert takes(ledger.database.turn), moment
+            before = len(history(ledger, "ann", limit=1000))
+            ledger.deduct("ann", 1)
+            assert len(history(ledger, "ann", limit=1000)) == before + 1
+            if not again:
+                ledger._teller.close()
+        assert moment > 10
+        assert verify(ledger).problems == []
+
+
+def test_an_interrupted_close_of_the_connection(tmp_path: Path) -> None:
+    """The next deduction opens another one."""
+
+    class Given:
+        """A connection that was interrupted while it is closed."""
+
+        def rollback(self) -> None:
+            """Be interrupted."""
+            raise Alarm
+
+        def close(self) -> None:
+            """Be interrupted again."""
+            raise Alarm
+
+    class Failing:
+        """A cursor that cannot go on."""
+
+        def execute(self, *_: object) -> None:
+            """Fail."""
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with Ledger(f"sqlite:///{tmp_path / 'credits.db'}", catalog()) as ledger:
+        ledger.add_user("ann")
+        ledger.deduct("ann", 1)
+        teller = ledger._teller
+        teller._driver, teller._cursor, teller._begin = Given(), Failing(), Failing().execute
+        with pytest.raises(Alarm):
+            ledger.deduct("ann", 1)
+        assert ledger.deduct("ann", 1).balance == 998
