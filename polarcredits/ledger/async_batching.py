@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.batching import A, Bounded, Q, answers_of, too_many, twin
+from polarcredits.ledger.batching import A, Bounded, Q, Stuck, answers_of, too_many, twin
 from polarcredits.ledger.failing import closed
 
 
@@ -33,6 +33,8 @@ class AsyncGroup(Bounded[Q, A]):
         self._loop = loop
         self._queue: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._busy = False
+        self._is_stuck = False
+        self._bell: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
 
@@ -43,6 +45,8 @@ class AsyncGroup(Bounded[Q, A]):
             self._bind(loop)
         if self._closed or len(self._queue) >= self._waiting:
             await self._admit()
+        if self._is_stuck:
+            raise Stuck
         future: asyncio.Future[A] = loop.create_future()
         self._queue.append((request, future))
         if not self._busy:
@@ -95,6 +99,17 @@ class AsyncGroup(Bounded[Q, A]):
             self._answer(loop, batch, [_no_thread(error) for _ in batch])
         else:
             running.add_done_callback(partial(self._worked, loop, batch))
+            if self._stuck is not None:
+                self._bell = loop.call_later(self._stuck, self._send_away)
+
+    def _send_away(self) -> None:
+        """What is at work is stuck: nobody waits for its end, but for those whose requests it has."""
+        self._is_stuck = True
+        for _, future in self._queue:
+            if not future.done():
+                future.set_exception(Stuck())
+        self._queue.clear()
+        self._room.set()
 
     def _worked(
         self,
@@ -112,6 +127,9 @@ class AsyncGroup(Bounded[Q, A]):
         answers: Sequence[A | Exception],
     ) -> None:
         """Answer a batch. Those who ask again at once, and who waits already, are the next one."""
+        if self._bell is not None:
+            self._bell.cancel()
+        self._is_stuck = False
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue

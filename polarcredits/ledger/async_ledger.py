@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from polarcredits.errors import HoldClosed
 from polarcredits.ledger import spending
 from polarcredits.ledger.async_batching import AsyncGroup
+from polarcredits.ledger.batching import Stuck
 from polarcredits.ledger.failing import closed
 from polarcredits.ledger.holds import Hold
 from polarcredits.ledger.ledger import Ledger
@@ -35,7 +36,7 @@ class AsyncLedger:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._teller = Teller(ledger.database)
-        self._group = AsyncGroup(self._teller.spend)
+        self._group = AsyncGroup(self._teller.spend, stuck=self._teller.stuck)
         self._closed = False
         self._in_threads = 0
 
@@ -76,7 +77,10 @@ class AsyncLedger:
             idempotency_key=idempotency_key,
             at=at,
         )
-        spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
+        try:
+            spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
+        except Stuck:
+            spent = None
         if spent is not None:
             return spent.receipt(wanted)
         return await self._in_thread(self._ledger.deducted, wanted, None)

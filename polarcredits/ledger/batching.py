@@ -61,11 +61,16 @@ class _Ticket(Generic[Q, A]):
         self.leads = False
 
 
+class Stuck(Exception):
+    """What is at work does not end: the request was not taken, and its caller may do it elsewhere."""
+
+
 class Bounded(ABC, Generic[Q, A]):
     """What both kinds of group have: their work, their bounds, and a start anew in a forked child.
 
     *most* is the size of a batch, *waiting* how many may queue, *patience* how many seconds a caller
-    waits for room in a full queue.
+    waits for room in a full queue. After *stuck* seconds of one and the same batch, who waits for its
+    end, and who comes before it, gets Stuck instead; for work that others can do meanwhile.
     """
 
     def __init__(
@@ -75,11 +80,13 @@ class Bounded(ABC, Generic[Q, A]):
         most: int = MOST,
         waiting: int = WAITING,
         patience: float = BUSY_SECONDS,
+        stuck: float | None = None,
     ) -> None:
         self._work = work
         self._most = most
         self._waiting = waiting
         self._patience = patience
+        self._stuck = stuck
         self._closed = False
         self.begin()
         _groups.add(self)
@@ -104,12 +111,13 @@ class Group(Bounded[Q, A]):
         self._watching = 0
         self._queue: deque[_Ticket[Q, A]] = deque()
         self._led = False
+        self._began = 0.0
         self._answered = 0
 
     def ask(self, request: Q) -> A:
         """Return the answer to *request*, once its batch is committed.
 
-        Raises what *work* returned or raised, DatabaseBusy if the queue stays full, DatabaseError
+        Raises what *work* returned or raised, DatabaseBusy if the queue stays full, Stuck, DatabaseError
         once closed. A thread interrupted while it waits withdraws its request if nobody took it yet.
         """
         ticket: _Ticket[Q, A] = _Ticket(request)
@@ -118,11 +126,12 @@ class Group(Bounded[Q, A]):
                 if self._closed or len(self._queue) >= self._waiting:
                     self._admit()
                 if self._led:
+                    self._leave_if_stuck()
                     self._queue_up(ticket)
                 else:
                     ticket.leads = self._led = True
             if ticket.gate is not None:
-                ticket.gate.acquire()
+                self._wait(ticket, ticket.gate)
             if ticket.leads:
                 if self._queue or self._answered > 1:
                     self._lead(ticket)
@@ -163,6 +172,17 @@ class Group(Bounded[Q, A]):
         ticket.gate.acquire()
         self._queue.append(ticket)
 
+    def _wait(self, ticket: _Ticket[Q, A], gate: threading.Lock) -> None:
+        """Wait until the request is answered or its thread leads."""
+        while not gate.acquire(timeout=-1 if self._stuck is None else self._stuck):
+            with self._lock:
+                if ticket in self._queue:
+                    self._leave_if_stuck()
+
+    def _leave_if_stuck(self) -> None:
+        if self._stuck is not None and time.monotonic() - self._began > self._stuck:
+            raise Stuck
+
     def _leave(self, ticket: _Ticket[Q, A]) -> None:
         """Withdraw a request that nobody took; who was to lead lets the next one do it."""
         with self._lock:
@@ -174,6 +194,7 @@ class Group(Bounded[Q, A]):
     def _lead_alone(self, ticket: _Ticket[Q, A]) -> None:
         """Work for one beside whom nobody waits, as `_lead` would, with nothing in the way."""
         try:
+            self._began = time.monotonic()
             (ticket.answer,) = self._work((ticket.request,))
         finally:
             with self._lock:
@@ -189,6 +210,7 @@ class Group(Bounded[Q, A]):
                 self._gather()
             if self._queue:
                 self._take(batch)
+            self._began = time.monotonic()
             answers = answers_of(self._work, [each.request for each in batch])
             for each, answer in zip(batch, answers, strict=True):
                 each.answer = answer

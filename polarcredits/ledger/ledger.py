@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from polarcredits.errors import InvalidInput
 from polarcredits.ledger import identity, requests, spending
 from polarcredits.ledger.account import Call, Details, LoadedAccount
-from polarcredits.ledger.batching import Group
+from polarcredits.ledger.batching import Group, Stuck
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.failing import failures
 from polarcredits.ledger.holds import Hold, Holds
@@ -54,7 +54,9 @@ class Ledger:
         self.joined = connection
         self._url = url
         self._teller = Teller(self.database)
-        self._group = None if connection is not None else Group(self._teller.spend)
+        self._group = None
+        if connection is None:
+            self._group = Group(self._teller.spend, stuck=self._teller.stuck)
 
     def close(self) -> None:
         """Close the database; everything acknowledged is on disk already."""
@@ -182,11 +184,14 @@ class Ledger:
         )
         if self._group is None:
             return self.in_transaction(lambda connection: spending.decide(self, connection, wanted))
-        spent = self._group.ask(wanted) if spending.groupable(wanted) else None
+        try:
+            spent = self._group.ask(wanted) if spending.groupable(wanted) else None
+        except Stuck:
+            spent = None
         return self.deducted(wanted, spent)
 
     def deducted(self, wanted: Spend, spent: Spent | None) -> Receipt:
-        """Return the receipt of what the hot path took; what it missed is decided slowly."""
+        """Return the receipt of what the hot path took; what it missed, or did not get, is decided slowly."""
         if spent is not None:
             return spent.receipt(wanted)
         return self.in_transaction(lambda connection: spending.decide_slowly(self, connection, wanted))

@@ -41,6 +41,7 @@ SELECT {_BALANCES} FROM accounts AS a JOIN credit_balances AS b ON b.account_id 
 WHERE a.user_id = ANY($1::text[]) AND a.alias_of IS NULL AND b.closed = 0
 ORDER BY b.account_id FOR UPDATE OF b
 """
+_READ_FREE = f"{_READ} SKIP LOCKED"
 _KEYS = """
 WITH w AS (SELECT * FROM unnest($1::bigint[], $2::text[]) AS w (account, key))
 SELECT t.account_id, t.idempotency_key FROM w JOIN credit_transactions AS t
@@ -78,13 +79,18 @@ class _Account:
     spent: int = 0
 
 
-def spend_all(cursor: Cursor, batch: Sequence[Spend], *, sqlite: bool) -> list[Spent | None]:
-    """Deduct within the cursor's transaction what can be; None in the place of each miss."""
+def spend_all(
+    cursor: Cursor, batch: Sequence[Spend], *, sqlite: bool, skip_locked: bool = False
+) -> list[Spent | None]:
+    """Deduct within the cursor's transaction what can be; None in the place of each miss.
+
+    With *skip_locked* every deduction of a balance that somebody else has locked is a miss.
+    """
     users = list({wanted.user for wanted in batch})
     if sqlite:
         rows = cursor.execute(_SQLITE_READ, (json.dumps(users),)).fetchall()
     else:
-        rows = cursor.execute(_READ, (_array(users),)).fetchall()
+        rows = cursor.execute(_READ_FREE if skip_locked else _READ, (_array(users),)).fetchall()
     accounts = {row[0]: _Account(*row[1:]) for row in rows}
     keyed = [
         (accounts[wanted.user].id, wanted.key)

@@ -18,6 +18,11 @@ from polarcredits.ledger.setwise import spend_all
 from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
 
 _STALE_SECONDS = 5.0
+_STUCK_SECONDS = 0.25
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_LOCK_TIMEOUT = "55P03"
+_LOCKED_MILLISECONDS = 100
+"""How long a batch waits for a row: then it goes on without those who want what is locked."""
 
 
 class Teller:
@@ -25,6 +30,8 @@ class Teller:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.stuck = None if database.sqlite else _STUCK_SECONDS
+        """After how many seconds of one batch others may spend on connections of their own."""
         self._driver: Any = None
         self._cursor: Any = None
         self._begin: Any = None
@@ -95,8 +102,15 @@ class Teller:
             if spent is not None or batch[0].key is None:
                 self._used = time.monotonic()
                 return [spent]
-        cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        answers = spend_all(cursor, batch, sqlite=False)
+        try:
+            cursor.execute(f"{_BEGIN}; SET LOCAL lock_timeout = {_LOCKED_MILLISECONDS}", prepare=False)
+            answers = spend_all(cursor, batch, sqlite=False)
+        except self._database.driver_error as error:
+            if getattr(error, "sqlstate", None) != _LOCK_TIMEOUT:
+                raise
+            cursor.execute("ROLLBACK")
+            cursor.execute(_BEGIN)
+            answers = spend_all(cursor, batch, sqlite=False, skip_locked=True)
         cursor.execute("COMMIT")
         self._used = time.monotonic()
         return answers

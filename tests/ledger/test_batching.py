@@ -17,7 +17,7 @@ import pytest
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InsufficientCredits
 from polarcredits.ledger.async_batching import AsyncGroup
-from polarcredits.ledger.batching import Group
+from polarcredits.ledger.batching import Group, Stuck
 
 
 class Desk:
@@ -69,6 +69,60 @@ def test_who_arrives_meanwhile_goes_together() -> None:
         desk.open.set()
         assert [first.result(), *(other.result() for other in others)] == [2, 4, 6, 8, 10]
     assert desk.batches == [[1], [2, 3, 4, 5]]
+
+
+def test_nobody_waits_for_what_is_stuck() -> None:
+    """Who queues is sent away, who comes then too, with nothing done; afterwards all is as before."""
+    desk = Desk()
+    group = Group(desk, stuck=0.05)
+    desk.open.clear()
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        queued = [pool.submit(group.ask, n) for n in (2, 3)]
+        assert all(isinstance(each.exception(10), Stuck) for each in queued)
+        with pytest.raises(Stuck):
+            group.ask(4)
+        assert not group._queue
+        assert not first.done()
+        desk.open.set()
+        assert first.result(10) == 2
+    assert group.ask(5) == 10
+    assert desk.batches == [[1], [5]]
+
+
+def test_tasks_wait_for_nothing_that_is_stuck() -> None:
+    """As threads do not."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, stuck=0.05)
+        desk.open.clear()
+        first = asyncio.create_task(group.ask(1))
+        while not desk.batches:
+            await asyncio.sleep(0)
+        queued = [asyncio.create_task(group.ask(n)) for n in (2, 3)]
+        told = await asyncio.gather(*queued, return_exceptions=True)
+        assert all(isinstance(each, Stuck) for each in told)
+        with pytest.raises(Stuck):
+            await group.ask(4)
+        assert not first.done()
+        desk.open.set()
+        assert await first == 2
+        assert await group.ask(5) == 10
+        await asyncio.sleep(0.1)
+        assert await group.ask(6) == 12
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1], [5], [6]]
+
+
+def test_what_moves_on_is_not_stuck() -> None:
+    """However long somebody queues, behind batches that each end in time."""
+    with ThreadPoolExecutor(8) as pool:
+        group = Group(_slowly, most=1, stuck=0.1)
+        assert list(pool.map(group.ask, range(40))) == list(range(40))
 
 
 def test_one_refused_among_many_has_its_own_error() -> None:

@@ -30,6 +30,7 @@ from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
+from tests.ledger.conftest import copy_of_template
 from tests.ledger.worlds import at, catalog
 
 Call = Callable[[], Receipt]
@@ -336,8 +337,6 @@ def test_a_failure_in_the_middle_of_a_batch_answers_everybody(tmp_path: Path) ->
 
 def test_a_server_that_ends_connections_loses_nothing(postgres: str) -> None:
     """Callers whose connection died are told, nothing moved, and the next call connects again."""
-    from tests.ledger.conftest import copy_of_template
-
     url = copy_of_template(postgres)
     end = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -437,8 +436,6 @@ asyncio.run(main())
 
 def test_the_pool_is_set_in_the_url(postgres: str) -> None:
     """Sizes and prepared statements; what is no number is refused, naming the option."""
-    from tests.ledger.conftest import copy_of_template
-
     url = copy_of_template(postgres)
     joint = "&" if "?" in url else "?"
     with Ledger(f"{url}{joint}pool_size=2&max_overflow=0&prepare_threshold=none", catalog()) as ledger:
