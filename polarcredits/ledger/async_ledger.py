@@ -80,7 +80,7 @@ class AsyncLedger:
         try:
             spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
         except Stuck:
-            spent = None
+            return await self._in_thread(self._ledger.deduct_apart, wanted)
         if spent is not None:
             return spent.receipt(wanted)
         return await self._in_thread(self._ledger.deducted, wanted, None)

@@ -90,8 +90,7 @@ class Database:
         self.turn: AbstractContextManager[None] = Turn(self) if self.sqlite else nullcontext()
         """What every transaction that writes runs in."""
         self._door: AbstractContextManager[object] = threading.Lock() if self.sqlite else nullcontext()
-        self._fork: Generator[bool, None, None] | None = None
-        self._rested = False
+        self._forks: dict[int, Generator[None, None, None]] = {}
 
     def write(self, work: Callable[[Connection], T], *, dry_run: bool = False) -> T:
         """Run *work* in one transaction and commit it (a dry run is rolled back).
@@ -152,34 +151,36 @@ class Database:
         self.engine.dispose()
 
     def before_fork(self) -> None:
-        """See to it that nobody has a connection to a SQLite file while the process forks."""
+        """See to it that nobody has a connection to a SQLite file while this thread forks."""
         if self.sqlite:
-            self._fork = self._at_rest()
+            fork = self._at_rest()
             try:
-                self._rested = next(self._fork)
-            except DatabaseBusy:
-                self._rested = False
+                next(fork)
+                self._forks[threading.get_ident()] = fork
+            except (DatabaseBusy, StopIteration):
+                return
 
-    def _at_rest(self) -> Generator[bool, None, None]:
+    def _at_rest(self) -> Generator[None, None, None]:
+        """Yield while no connection is open; not at all if somebody does not give one back in time."""
         with self.turn, self._door:
             for keeper in self.keepers:
                 keeper.close()
             until = time.monotonic() + self.patience
             while self.connections()[1] and time.monotonic() < until:
                 time.sleep(_LOOK_SECONDS)
-            rested = not self.connections()[1]
-            if rested:
+            if not self.connections()[1]:
                 self.engine.dispose()
-            yield rested
+                yield
 
     def after_fork(self) -> None:
         """Go on in the parent."""
-        if self._fork is not None:
-            self._fork.close()
+        fork = self._forks.pop(threading.get_ident(), None)
+        if fork is not None:
+            fork.close()
 
     def forget_the_parent(self) -> None:
         """Go on in the child, on connections of its own."""
-        if self.sqlite and not self._rested:
+        if self.sqlite and threading.get_ident() not in self._forks:
             give_up(self.engine.url)
         self.engine.dispose(close=False)
         for keeper in self.keepers:

@@ -183,15 +183,19 @@ class Ledger:
             at=at,
         )
         if self._group is None:
-            return self.in_transaction(lambda connection: spending.decide(self, connection, wanted))
+            return self.deduct_apart(wanted)
         try:
             spent = self._group.ask(wanted) if spending.groupable(wanted) else None
         except Stuck:
-            spent = None
+            return self.deduct_apart(wanted)
         return self.deducted(wanted, spent)
 
+    def deduct_apart(self, wanted: Spend) -> Receipt:
+        """Deduct in a transaction without others."""
+        return self.in_transaction(lambda connection: spending.decide(self, connection, wanted))
+
     def deducted(self, wanted: Spend, spent: Spent | None) -> Receipt:
-        """Return the receipt of what the hot path took; what it missed, or did not get, is decided slowly."""
+        """Return the receipt of what the hot path took; what it missed is decided slowly."""
         if spent is not None:
             return spent.receipt(wanted)
         return self.in_transaction(lambda connection: spending.decide_slowly(self, connection, wanted))

@@ -18,7 +18,7 @@ from polarcredits.ledger.setwise import spend_all
 from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
 
 _STALE_SECONDS = 5.0
-_STUCK_SECONDS = 0.25
+_STUCK_SECONDS = 0.5
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _LOCK_TIMEOUT = "55P03"
 _LOCKED_MILLISECONDS = 100

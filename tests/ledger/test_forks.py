@@ -81,11 +81,16 @@ codes = []
 for _ in range(15):
     time.sleep(0.01)
     codes.append(child_of(lambda: (spend(2), ledger.balance("ann")))())
+forks = [threading.Thread(target=lambda: codes.append(child_of(lambda: spend(1))())) for _ in range(4)]
+for thread in forks:
+    thread.start()
+for thread in forks:
+    thread.join()
 stop.set()
 for thread in threads:
     thread.join()
 spend(1)
-assert codes == [0] * 15, codes
+assert codes == [0] * 19, codes
 """
 IN_A_TRANSACTION = """
 ledger.database.patience = 0.2
