@@ -91,6 +91,45 @@ def test_nobody_waits_for_what_is_stuck() -> None:
     assert desk.batches == [[1], [5]]
 
 
+def test_who_comes_to_what_is_stuck_does_not_queue() -> None:
+    """It is known to be stuck: not a moment is lost on it."""
+    desk = Desk()
+    group = Group(desk, stuck=30)
+    desk.open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        group._began -= 31
+        assert isinstance(pool.submit(group.ask, 2).exception(5), Stuck)
+        desk.open.set()
+        assert first.result(10) == 2
+
+
+def test_what_is_taken_is_waited_for_however_long() -> None:
+    """Who goes elsewhere with a request that is at work would have it done twice."""
+    desks = {True: threading.Event(), False: threading.Event()}
+    begun: list[list[int]] = []
+
+    def work(requests: Sequence[int]) -> list[int]:
+        begun.append(list(requests))
+        assert desks[len(requests) > 1].wait(10)
+        return list(requests)
+
+    group: Group[int, int] = Group(work, stuck=0.1)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: begun == [[1]])
+        group._began += 60
+        others = [pool.submit(group.ask, n) for n in (2, 3)]
+        waiting(group, 2)
+        desks[False].set()
+        until(lambda: len(begun) == 2)
+        time.sleep(0.3)
+        assert not any(other.done() for other in others)
+        desks[True].set()
+        assert [first.result(10), *(other.result(10) for other in others)] == [1, 2, 3]
+
+
 def test_tasks_wait_for_nothing_that_is_stuck() -> None:
     """As threads do not."""
     desk = Desk()

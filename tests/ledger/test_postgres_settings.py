@@ -11,7 +11,7 @@ import pytest
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger import schema, spending
+from polarcredits.ledger import failing, schema, spending
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
@@ -113,8 +113,11 @@ def test_what_cannot_be_kept_fails_alone(postgres: str) -> None:
         assert [len(history(ledger, user)) for user in ("ann", "bob")] == [2, 2]
 
 
-def test_many_callers_where_transactions_are_repeatable_by_default(postgres: str) -> None:
-    """Ours are READ COMMITTED, each of them: nobody who waited for a row is refused for it."""
+def test_many_callers_where_transactions_are_repeatable_by_default(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours are READ COMMITTED, each of them: nobody who waited for a row has to try again."""
+    monkeypatch.setattr(failing, "_RETRIES", 1)
     url = with_settings(postgres, "default_transaction_isolation = 'repeatable read'")
     with Ledger(url, catalog()) as ledger, Ledger(url, catalog()) as other, ThreadPoolExecutor(8) as pool:
         ledger.add_user("ann")

@@ -388,7 +388,12 @@ def test_a_closed_async_ledger_refuses_what_comes_later(url: str) -> None:
         accepted = [asyncio.create_task(ledger.deduct("ann", 5000)) for _ in range(3)]
         accepted.append(asyncio.create_task(ledger.grant("ann", 7)))
         await asyncio.sleep(0)
-        await ledger.close()
+        closing = asyncio.create_task(ledger.close())
+        await asyncio.sleep(0)
+        with pytest.raises(DatabaseError, match="closed"):
+            await ledger.grant("ann", 5)
+        assert not closing.done()
+        await closing
         told = await asyncio.gather(*accepted, return_exceptions=True)
         assert [type(answer) for answer in told] == [InsufficientCredits] * 3 + [Receipt]
         hold = ledger.hold("ann", 5)
