@@ -16,7 +16,7 @@ from polarcredits.ledger.batching import Stuck
 from polarcredits.ledger.failing import closed
 from polarcredits.ledger.holds import Hold
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.teller import Teller
+from polarcredits.ledger.teller import teller_of
 from polarcredits.ledger.values import Balance, HoldState, Receipt
 
 P = ParamSpec("P")
@@ -35,7 +35,7 @@ class AsyncLedger:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._teller = Teller(ledger.database)
+        self._teller = teller_of(ledger.database)
         self._group = AsyncGroup(self._teller.spend, stuck=self._teller.stuck)
         self._closed = False
         self._in_threads = 0

@@ -23,7 +23,7 @@ from polarcredits.ledger.past import as_it_was
 from polarcredits.ledger.reconcile import Settled, refuse_earlier, settle, true_at, write
 from polarcredits.ledger.reversal import give_back
 from polarcredits.ledger.schema import open_database
-from polarcredits.ledger.teller import Teller
+from polarcredits.ledger.teller import teller_of
 from polarcredits.ledger.values import Balance, Receipt, transaction
 from polarcredits.lots import Lot
 from polarcredits.periods import to_micros
@@ -53,7 +53,7 @@ class Ledger:
         self.actor = actor
         self.joined = connection
         self._url = url
-        self._teller = Teller(self.database)
+        self._teller = teller_of(self.database)
         self._group = None
         if connection is None:
             self._group = Group(self._teller.spend, stuck=self._teller.stuck)

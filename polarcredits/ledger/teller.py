@@ -6,7 +6,8 @@ Nothing of SQLAlchemy but its pool stands between the hot path and the driver.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,19 +26,22 @@ _LOCKED_MILLISECONDS = 100
 """How long a batch waits for a row: then it goes on without those who want what is locked."""
 
 
-class Teller:
-    """Deducts for one group; never used by two threads at once."""
+def teller_of(database: Database) -> Teller:
+    """Return the teller of one group; never used by two threads at once."""
+    return SqliteTeller(database) if database.sqlite else PostgresTeller(database)
+
+
+class Teller(ABC):
+    """Deducts for one group on a connection of its own, opened anew where it is of no use any more."""
+
+    stuck: float | None = None
+    """After how many seconds of one batch others may spend on connections of their own."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.stuck = None if database.sqlite else _STUCK_SECONDS
-        """After how many seconds of one batch others may spend on connections of their own."""
         self._driver: Any = None
         self._cursor: Any = None
-        self._begin: Any = None
-        self._opened: Opened | None = None
-        self._bare = False
-        self._used = 0.0
+        self._is_usable: Callable[[], bool]
         database.keepers.add(self)
 
     def spend(self, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
@@ -64,9 +68,7 @@ class Teller:
         driver, self._driver, self._cursor = self._driver, None, None
         if driver is not None:
             try:
-                if self._database.sqlite:
-                    # A statement that failed half-way would keep the file locked beyond the close.
-                    driver.rollback()
+                self._undo(driver)
             finally:
                 driver.close()
 
@@ -74,9 +76,10 @@ class Teller:
         answers = None
         with self._database.turn:
             try:
-                if self._driver is None or not self._alive():
+                if self._driver is None or not self._is_usable():
+                    self.close()
                     self._open()
-                answers = self._sqlite(batch) if self._database.sqlite else self._postgresql(batch)
+                answers = self._take(batch)
                 return answers
             except self._database.driver_error as error:
                 self._database.raise_wrapped(error)
@@ -84,7 +87,48 @@ class Teller:
                 if answers is None:
                     self.close()
 
-    def _sqlite(self, batch: Sequence[Spend]) -> list[Spent | None]:
+    def _open(self) -> None:
+        """Take a connection out of the pool for good: the pool does not count it, nor get it back."""
+        taken = self._database.engine.raw_connection()
+        driver, opened = taken.driver_connection, taken.info.get(OPENED)
+        taken.detach()
+        self._driver, self._cursor = driver, self._database.raw_cursor(driver)
+        self._set_up(driver, opened)
+
+    @abstractmethod
+    def _set_up(self, driver: Any, opened: Opened | None) -> None:
+        """Make a new connection ready, and say how one knows that it is still of use."""
+
+    @abstractmethod
+    def _undo(self, driver: Any) -> None:
+        """Give up what the connection did not commit, before it is closed."""
+
+    @abstractmethod
+    def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        """Deduct in one transaction."""
+
+    def forget_the_parent(self) -> None:
+        """Leave the parent's connection alone, in a forked child: neither used nor closed."""
+        _inherited.append((self._driver, self._cursor))
+        self._driver = self._cursor = None
+
+
+class SqliteTeller(Teller):
+    """Deducts in a SQLite file, as long as it is the one that is there."""
+
+    _begin: Callable[[], object]
+
+    def _set_up(self, driver: Any, opened: Opened | None) -> None:
+        self._cursor.execute("PRAGMA busy_timeout=0")
+        self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
+        assert opened is not None
+        self._is_usable = opened.is_current
+
+    def _undo(self, driver: Any) -> None:
+        # A statement that failed half-way would keep the file locked beyond the close.
+        driver.rollback()
+
+    def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
         cursor = self._cursor
         begin_writing(self._begin, self._database.patience)
         if len(batch) == 1:
@@ -94,14 +138,41 @@ class Teller:
         cursor.execute("COMMIT")
         return answers
 
-    def _postgresql(self, batch: Sequence[Spend]) -> list[Spent | None]:
+
+class PostgresTeller(Teller):
+    """Deducts on a server, and holds up nobody for long who wants what is not locked."""
+
+    stuck = _STUCK_SECONDS
+    _used = 0.0
+    _bare = False
+    """Whether a statement by itself is READ COMMITTED."""
+
+    def _set_up(self, driver: Any, opened: Opened | None) -> None:
+        driver.autocommit = True
+        level = self._cursor.execute("SHOW default_transaction_isolation").fetchone()
+        self._bare = level == ("read committed",)
+        self._is_usable = self._answers
+        self._used = time.monotonic()
+
+    def _undo(self, driver: Any) -> None:
+        # The server does so itself when the connection ends; to ask it might mean to wait for it.
+        return
+
+    def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
         """Take one alone in one round trip; where that misses, its row locked first."""
+        answers = self._alone(batch[0]) if len(batch) == 1 and self._bare else None
+        if answers is None:
+            answers = self._in_one(batch)
+        self._used = time.monotonic()
+        return answers
+
+    def _alone(self, wanted: Spend) -> list[Spent | None] | None:
+        """Return the answer of one statement, None if it is none: the key may be in use, or just not seen."""
+        spent = spend(self._cursor, wanted, sqlite=False)
+        return [spent] if spent is not None or wanted.key is None else None
+
+    def _in_one(self, batch: Sequence[Spend]) -> list[Spent | None]:
         cursor = self._cursor
-        if len(batch) == 1 and self._bare:
-            spent = spend(cursor, batch[0], sqlite=False)
-            if spent is not None or batch[0].key is None:
-                self._used = time.monotonic()
-                return [spent]
         try:
             cursor.execute(f"{_BEGIN}; SET LOCAL lock_timeout = {_LOCKED_MILLISECONDS}", prepare=False)
             answers = spend_all(cursor, batch, sqlite=False)
@@ -112,50 +183,17 @@ class Teller:
             cursor.execute(_BEGIN)
             answers = spend_all(cursor, batch, sqlite=False, skip_locked=True)
         cursor.execute("COMMIT")
-        self._used = time.monotonic()
         return answers
 
-    def _open(self) -> None:
-        """Take a connection out of the pool for good: the pool does not count it, nor get it back."""
-        taken = self._database.engine.raw_connection()
-        driver: Any = taken.driver_connection
-        opened: Opened | None = taken.info.get(OPENED)
-        taken.detach()
-        cursor = self._database.raw_cursor(driver)
-        if self._database.sqlite:
-            cursor.execute("PRAGMA busy_timeout=0")
-            self._begin = partial(cursor.execute, "BEGIN IMMEDIATE")
-            self._opened = opened
-        else:
-            driver.autocommit = True
-            level = cursor.execute("SHOW default_transaction_isolation").fetchone()
-            self._bare = level == ("read committed",)
-        self._used = time.monotonic()
-        self._cursor, self._driver = cursor, driver
-
-    def _alive(self) -> bool:
-        """Say whether the connection's file is still there, or its server still answers; else close it."""
-        if self._opened is not None:
-            alive = self._opened.is_current()
-        elif time.monotonic() - self._used < _STALE_SECONDS:
-            alive = True
-        else:
-            alive = self._answers()
-        if not alive:
-            self.close()
-        return alive
-
     def _answers(self) -> bool:
+        """Say whether the server still answers, if it was not asked of late."""
+        if time.monotonic() - self._used < _STALE_SECONDS:
+            return True
         try:
             self._cursor.execute("SELECT 1")
         except self._database.driver_error:
             return False
         return True
-
-    def forget_the_parent(self) -> None:
-        """Leave the parent's connection alone, in a forked child: neither used nor closed."""
-        _inherited.append((self._driver, self._cursor))
-        self._driver = self._cursor = None
 
 
 _inherited: list[object] = []

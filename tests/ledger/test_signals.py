@@ -15,6 +15,7 @@ import pytest
 
 from polarcredits.errors import DatabaseBusy
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.teller import SqliteTeller
 from polarcredits.ledger.turns import Turn
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
@@ -152,6 +153,7 @@ def test_an_interrupted_close_of_the_connection(tmp_path: Path) -> None:
         ledger.add_user("ann")
         ledger.deduct("ann", 1)
         teller = ledger._teller
+        assert isinstance(teller, SqliteTeller)
         teller._driver, teller._cursor, teller._begin = Given(), Failing(), Failing().execute
         with pytest.raises(Alarm):
             ledger.deduct("ann", 1)
