@@ -32,8 +32,10 @@ def make_anew(before, after):
         raise RuntimeError(f"credit_transactions does not have the check ({before})")
     run(f"CREATE TABLE credit_transactions_anew {table[table.index('(') :].replace(before, after)}")
     run(COPY)
+    run("PRAGMA legacy_alter_table=ON")  # views and triggers elsewhere that name the table stay as they are
     op.drop_table("credit_transactions")
     op.rename_table("credit_transactions_anew", "credit_transactions")
+    run("PRAGMA legacy_alter_table=OFF")
     for kind, sql in statements:
         if kind != "table":
             run(sql)

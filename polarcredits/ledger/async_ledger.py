@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -39,6 +40,7 @@ class AsyncLedger:
         self._group = AsyncGroup(self._teller.spend, stuck=self._teller.stuck)
         self._closed = False
         self._in_threads = 0
+        self._process = os.getpid()
 
     async def __aenter__(self) -> AsyncLedger:
         return self
@@ -50,7 +52,7 @@ class AsyncLedger:
         """Answer what was accepted, refuse what comes later, and close the database."""
         self._closed = True
         await self._group.close()
-        while self._in_threads:
+        while self._in_threads and self._process == os.getpid():
             await asyncio.sleep(_LOOK_SECONDS)
         self._teller.close()
         await asyncio.to_thread(self._ledger.close)

@@ -190,6 +190,8 @@ class Group(Bounded[Q, A]):
                 self._queue.remove(ticket)
             if ticket.leads:
                 self._appoint(ticket)
+            if self._watching:
+                self._changed.notify_all()
 
     def _lead_alone(self, ticket: _Ticket[Q, A]) -> None:
         """Work for one beside whom nobody waits, as `_lead` would, with nothing in the way."""

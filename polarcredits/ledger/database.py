@@ -99,7 +99,7 @@ class Database:
         """
 
         def once() -> T:
-            with self.turn, self._connect(self.writer) as connection:
+            with self.turn, self.connect(self.writer) as connection:
                 transaction = connection.begin()
                 result = work(connection)
                 transaction.rollback() if dry_run else transaction.commit()
@@ -110,17 +110,17 @@ class Database:
     @contextmanager
     def begin(self, *, dry_run: bool = False) -> Iterator[Connection]:
         """Begin a transaction for others to join; the end of the block commits it, or undoes a dry run."""
-        with self.turn, failures, self._connect(self.writer) as connection:
+        with self.turn, failures, self.connect(self.writer) as connection:
             transaction = connection.begin()
             yield connection
             transaction.rollback() if dry_run else transaction.commit()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
-        with failures, self._connect(self._reader) as connection:
+        with failures, self.connect(self._reader) as connection:
             return work(connection)
 
-    def _connect(self, engine: Engine) -> Connection:
+    def connect(self, engine: Engine) -> Connection:
         """Take a connection from the pool. The door is shut while the process forks."""
         with self._door:
             if self._closed:

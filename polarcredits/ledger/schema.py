@@ -53,7 +53,7 @@ def upgrade(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    with failures, database.writer.begin() as connection:
+    with database.begin() as connection:
         if not database.sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(712905)"))
         revision = current(connection)
@@ -73,7 +73,7 @@ def make_if_absent(url: str) -> None:
     if path.exists():
         return
     left = Path(f"{path}-wal")
-    if left.exists() and left.stat().st_size:
+    if left.is_file() and _size(left) and not path.exists():
         raise DatabaseError(
             f"{path} is gone, but {left.name} is still beside it, with what was last written to it. "
             "Put the database back, or move that file away to begin anew."
@@ -97,6 +97,13 @@ def make_if_absent(url: str) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def open_database(url: str) -> Database:
     """Return the database behind *url*, made first if it is SQLite and absent; never out of date."""
     database = Database(url)
@@ -116,7 +123,7 @@ def backup(database: Database, target: Path) -> None:
     if target.exists():
         raise DatabaseError(f"{target} exists already; name another file.")
     private_file(target, target)
-    with failures, database.engine.connect() as connection:
+    with failures, database.connect(database.engine) as connection:
         source = connection.connection.driver_connection
         copy = sqlite3.connect(target)
         try:

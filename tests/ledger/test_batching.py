@@ -105,6 +105,24 @@ def test_who_comes_to_what_is_stuck_does_not_queue() -> None:
         assert first.result(10) == 2
 
 
+def test_who_waits_for_room_is_told_that_it_is_stuck() -> None:
+    """When those who queue are sent away there is room, and nothing to wait for."""
+    desk = Desk()
+    group = Group(desk, waiting=1, stuck=0.3, patience=30)
+    desk.open.clear()
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        second = pool.submit(group.ask, 2)
+        waiting(group, 1)
+        third = pool.submit(group.ask, 3)
+        until(lambda: group._watching == 1)
+        assert isinstance(second.exception(10), Stuck)
+        assert isinstance(third.exception(10), Stuck)
+        desk.open.set()
+        assert first.result(10) == 2
+
+
 def test_what_is_taken_is_waited_for_however_long() -> None:
     """Who goes elsewhere with a request that is at work would have it done twice."""
     desks = {True: threading.Event(), False: threading.Event()}

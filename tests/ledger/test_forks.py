@@ -13,7 +13,9 @@ from polarcredits.ledger.verify import verify
 from tests.ledger.worlds import catalog
 
 BEGIN = """
-import os, sys, threading, time
+import itertools, os, sys, threading, time
+from pathlib import Path
+from polarcredits.ledger import schema
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.plans import parse_catalog
@@ -73,7 +75,11 @@ stop = threading.Event()
 def until_stopped(work):
     while not stop.is_set():
         work()
-others = [lambda: spend(1), lambda: ledger.grant("ann", 1), lambda: ledger.balance("ann")]
+numbers = itertools.count()
+def back_up():
+    if ledger.database.sqlite:
+        schema.backup(ledger.database, Path(f"{ledger.database.engine.url.database}.{next(numbers)}"))
+others = [lambda: spend(1), lambda: ledger.grant("ann", 1), lambda: ledger.balance("ann"), back_up]
 threads = [threading.Thread(target=until_stopped, args=(work,)) for work in others * 2]
 for thread in threads:
     thread.start()
@@ -91,6 +97,24 @@ for thread in threads:
     thread.join()
 spend(1)
 assert codes == [0] * 19, codes
+"""
+ASYNC = """
+import asyncio
+from polarcredits.ledger.async_ledger import AsyncLedger
+twin = AsyncLedger(ledger)
+held, begun = threading.Event(), threading.Event()
+def at_work():
+    begun.set()
+    held.wait()
+async def main():
+    waits = asyncio.create_task(twin._run(at_work))
+    await asyncio.to_thread(begun.wait)
+    code = await asyncio.to_thread(lambda: child_of(lambda: asyncio.run(twin.close()))())
+    held.set()
+    await waits
+    await twin.close()
+    assert code == 0
+asyncio.run(main())
 """
 IN_A_TRANSACTION = """
 ledger.database.patience = 0.2
@@ -156,6 +180,12 @@ def test_a_fork_while_threads_are_at_work(url: str) -> None:
         ledger.grant("ann", 10**6)
     run(OTHERS_AT_WORK, url)
     assert left(url) > 0
+
+
+def test_an_async_ledger_closes_in_a_child(file: str) -> None:
+    """What the parent has threads at work for is nothing that a child waits for."""
+    run(ASYNC, file)
+    assert left(file) == 1000
 
 
 def test_a_fork_within_a_transaction(file: str) -> None:

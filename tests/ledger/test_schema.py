@@ -133,6 +133,7 @@ def test_entries_made_anew_are_the_same_entries_and_as_well_guarded(tmp_path: Pa
             ledger.deduct(name, 2, idempotency_key=f"key-{number}")
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE INDEX of_the_team ON credit_transactions (recorded_at)")
+        connection.execute("CREATE VIEW for_the_team AS SELECT sum(amount) FROM credit_transactions")
 
     def state() -> tuple[list[Any], set[Any], str]:
         with closing(sqlite3.connect(file)) as connection:
@@ -151,6 +152,8 @@ def test_entries_made_anew_are_the_same_entries_and_as_well_guarded(tmp_path: Pa
     assert "type IN" in state()[2]
     _move(f"sqlite:///{file}", "head")
     assert state() == now
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT * FROM for_the_team").fetchone() == (2000 - 6,)
     with Ledger(f"sqlite:///{file}", catalog()) as ledger:
         assert ledger.deduct("ann", 2, idempotency_key="key-0").replayed
         assert verify(ledger).transactions == 5
