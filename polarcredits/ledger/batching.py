@@ -126,7 +126,8 @@ class Group(Bounded[Q, A]):
                 if self._closed or len(self._queue) >= self._waiting:
                     self._admit()
                 if self._led:
-                    self._leave_if_stuck()
+                    if self._is_stuck():
+                        raise Stuck
                     self._queue_up(ticket)
                 else:
                     ticket.leads = self._led = True
@@ -173,15 +174,18 @@ class Group(Bounded[Q, A]):
         self._queue.append(ticket)
 
     def _wait(self, ticket: _Ticket[Q, A], gate: threading.Lock) -> None:
-        """Wait until the request is answered or its thread leads."""
+        """Wait until the request is answered or its thread leads.
+
+        Who is stuck is out of the queue before it is told: else it might be taken, and done twice.
+        """
         while not gate.acquire(timeout=-1 if self._stuck is None else self._stuck):
             with self._lock:
-                if ticket in self._queue:
-                    self._leave_if_stuck()
+                if self._is_stuck() and ticket in self._queue:
+                    self._queue.remove(ticket)
+                    raise Stuck
 
-    def _leave_if_stuck(self) -> None:
-        if self._stuck is not None and time.monotonic() - self._began > self._stuck:
-            raise Stuck
+    def _is_stuck(self) -> bool:
+        return self._stuck is not None and time.monotonic() - self._began > self._stuck
 
     def _leave(self, ticket: _Ticket[Q, A]) -> None:
         """Withdraw a request that nobody took; who was to lead lets the next one do it."""

@@ -38,8 +38,8 @@ def check_text(value: str | None, what: str) -> str | None:
     """Return *value* if it can be stored and shown, else raise InvalidInput."""
     if value is None:
         return None
-    texts = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
-    if not texts or not value.strip():
+    printable = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
+    if not printable or not value.strip():
         raise InvalidInput(f"{what} must be 1 to {LONGEST_TEXT} printable characters.")
     return value
 

@@ -34,7 +34,7 @@ class Turn:
     def __init__(self, waiting: Patient) -> None:
         self._waiting = waiting
         self._free = threading.RLock()
-        self.__exit__: Any = self._free.__exit__
+        self.__exit__: Any = self._free.__exit__  # a slot: `with` finds and calls the lock's own method
 
     def __enter__(self) -> None:
         """Wait for it."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,30 @@ def test_nobody_waits_for_what_is_stuck() -> None:
         assert first.result(10) == 2
     assert group.ask(5) == 10
     assert desk.batches == [[1], [5]]
+
+
+def test_who_is_told_that_it_is_stuck_cannot_be_taken_any_more() -> None:
+    """Between the telling and the leaving a batch might begin: the request would be done twice."""
+    queued: list[bool] = []
+
+    class Watched(Group[int, int]):
+        """Tells whether who leaves could still be taken."""
+
+        def _leave(self, ticket: Any) -> None:
+            queued.append(ticket in self._queue)
+            super()._leave(ticket)
+
+    desk = Desk()
+    group = Watched(desk, stuck=0.05)
+    desk.open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(group.ask, 1)
+        until(lambda: desk.batches == [[1]])
+        assert isinstance(pool.submit(group.ask, 2).exception(10), Stuck)
+        assert queued == [False]
+        desk.open.set()
+        assert first.result(10) == 2
+    assert desk.batches == [[1]]
 
 
 def test_who_comes_to_what_is_stuck_does_not_queue() -> None:

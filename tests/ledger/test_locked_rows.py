@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from polarcredits.ledger import spending
 from polarcredits.ledger.async_ledger import AsyncLedger
 from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from tests.ledger.conftest import copy_of_template
-from tests.ledger.worlds import catalog
+from tests.ledger.worlds import catalog, requested
 
 
 def test_a_row_that_is_locked_holds_up_nobody_else(postgres: str) -> None:
@@ -22,11 +20,7 @@ def test_a_row_that_is_locked_holds_up_nobody_else(postgres: str) -> None:
     with Ledger(url, catalog()) as ledger, Ledger(url, catalog()) as other, ThreadPoolExecutor(4) as pool:
         for user in ("ann", "bob"):
             ledger.add_user(user)
-        options: dict[str, Any] = dict.fromkeys(("metadata", "idempotency_key", "at"))
-        batch = [
-            spending.request(ledger, user, 1, operation="api_call", quantity=1, **options)
-            for user in ("ann", "bob", "ann")
-        ]
+        batch = [requested(ledger, user) for user in ("ann", "bob", "ann")]
 
         async def tasks() -> None:
             twin = AsyncLedger(Ledger(url, catalog()))

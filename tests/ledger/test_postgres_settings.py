@@ -11,7 +11,7 @@ import pytest
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger import failing, schema, spending
+from polarcredits.ledger import failing, schema
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
@@ -20,7 +20,7 @@ from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
 from tests.ledger.conftest import copy_of_template, named
 from tests.ledger.fronts import Crowded
-from tests.ledger.worlds import at, catalog, dump
+from tests.ledger.worlds import at, catalog, dump, requested
 
 
 def with_settings(postgres: str, *settings: str) -> str:
@@ -98,11 +98,7 @@ def test_what_cannot_be_kept_fails_alone(postgres: str) -> None:
     with Ledger(url, catalog()) as ledger:
         for user in ("ann", "bob"):
             ledger.add_user(user)
-        options: dict[str, Any] = dict.fromkeys(("metadata", "idempotency_key", "at"))
-        batch = [
-            spending.request(ledger, user, 1, operation="api_call", quantity=1, **options)
-            for user in ("ann", "安", "bob")
-        ]
+        batch = [requested(ledger, user) for user in ("ann", "安", "bob")]
         first, refused, last = ledger._teller.spend(batch)
         assert isinstance(first, Spent)
         assert isinstance(refused, DatabaseError)

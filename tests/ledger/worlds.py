@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import Connection, select
 
+from polarcredits.ledger import spending
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.hotpath import Spend
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import Statement, statement
@@ -49,6 +51,12 @@ def catalog(pro: str = "", rest: str = "") -> Catalog:
     {rest}
     """
     return parse_catalog(text, pro_product_id=None)
+
+
+def requested(ledger: Ledger, user: str) -> Spend:
+    """Return the request of a deduction of one credit, as the teller takes it."""
+    options: dict[str, Any] = dict.fromkeys(("metadata", "idempotency_key", "at"))
+    return spending.request(ledger, user, 1, operation="api_call", quantity=1, **options)
 
 
 def at(text: str) -> datetime:
