@@ -200,6 +200,28 @@ def test_tasks_wait_for_nothing_that_is_stuck() -> None:
     assert desk.batches == [[1], [5], [6]]
 
 
+def test_a_task_that_waits_for_room_is_told_that_it_is_stuck() -> None:
+    """As a thread is: when those who queue are sent away there is room."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, waiting=1, stuck=0.2, patience=30)
+        desk.open.clear()
+        first = asyncio.create_task(group.ask(1))
+        while not desk.batches:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(group.ask(n)) for n in (2, 3)]
+        async with asyncio.timeout(10):
+            told = await asyncio.gather(*others, return_exceptions=True)
+        assert all(isinstance(each, Stuck) for each in told)
+        desk.open.set()
+        assert await first == 2
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1]]
+
+
 def test_what_moves_on_is_not_stuck() -> None:
     """However long somebody queues, behind batches that each end in time."""
     with ThreadPoolExecutor(8) as pool:
