@@ -71,6 +71,8 @@ class LoadedAccount:
     user: str
     created_at: datetime
     plan: str
+    merged_into: int | None
+    """The account that answers for this one, if it was linked to a user who had one."""
     balance: int
     held: int
     sequence: int

@@ -97,7 +97,7 @@ class Holds:
     ) -> Hold:
         """Reserve *amount* for at most *ttl* (24 hours)."""
         requests.check_amount(amount)
-        if not timedelta(0) < ttl <= LONGEST:
+        if not timedelta(0) < requests.check_duration(ttl, "How long a hold lasts") <= LONGEST:
             raise InvalidInput("A hold lasts more than 0 seconds and at most 24 hours.")
         meta = requests.check_metadata(metadata)
         call = self._ledger.call(at)
@@ -110,7 +110,7 @@ class Holds:
             settled = settle(connection, self._ledger.catalog, account_id, call, lock=True)
             account = settled.account
             if key:
-                row = requests.find_key(connection, (own, account_id), key, request)
+                row = requests.find_key(connection, (own, account.id), key, request)
                 if row is not None:
                     return Hold(self, _state(row, user, account, replayed=True))
             refuse_earlier(account, call)
@@ -127,7 +127,7 @@ class Holds:
             values = {
                 "id": hold.id,
                 "account_id": account.id,
-                "key_account": own,
+                "key_account": account.id,
                 "amount": amount,
                 "captured": 0,
                 "status": "open",
@@ -207,7 +207,8 @@ class Holds:
 
     def _open(self, connection: Connection, id: str, call: Call) -> tuple[Row[Any], Settled, OpenHold]:
         h = t.holds.c
-        row = connection.execute(select(t.holds).where(h.id == id)).first()
+        known = isinstance(id, str) and "\0" not in id
+        row = connection.execute(select(t.holds).where(h.id == id)).first() if known else None
         if row is None:
             raise NotFound(f"No hold {id!r}. Place one with: polarcredits credits hold USER AMOUNT", hold=id)
         settled = settle(connection, self._ledger.catalog, row.account_id, call, lock=True)

@@ -12,7 +12,7 @@ from polarcredits.errors import InvalidInput, UnknownUser
 from polarcredits.ledger import tables as t
 from polarcredits.ledger.account import Call, LoadedAccount
 from polarcredits.ledger.database import insert_once
-from polarcredits.ledger.facts import owner_of_customer
+from polarcredits.ledger.facts import lock_names, owner_of_customer
 from polarcredits.ledger.keeping import load, new_account, save
 from polarcredits.ledger.known import KnownFacts
 from polarcredits.ledger.reconcile import true_at, write
@@ -26,6 +26,8 @@ def find(connection: Connection, user: str) -> tuple[int, int]:
     """Return the account named *user* and the one that answers for it; UnknownUser if none."""
     if not isinstance(user, str):
         raise InvalidInput(f"The user must be a text, not {user!r}.")
+    if "\0" in user:
+        raise UnknownUser(user)
     a = t.accounts.c
     query = select(a.id, a.alias_of)
     row = connection.execute(query.where(a.user_id == user)).first()
@@ -130,6 +132,7 @@ def link(connection: Connection, catalog: Catalog, placeholder: str, user: str, 
     if not placeholder.startswith(PLACEHOLDER) or user.startswith(PLACEHOLDER):
         raise InvalidInput("Only an account polar:<customer id> can be linked to a user.")
     customer = placeholder.removeprefix(PLACEHOLDER)
+    lock_names(connection, [customer])
     if find(connection, placeholder)[0] == account_or_none(connection, user):
         raise InvalidInput(f"{placeholder} is {user}'s already.", user=user)
     c = t.customers.c

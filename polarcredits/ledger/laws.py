@@ -52,11 +52,11 @@ LEFT JOIN credit_balances b ON b.account_id = a.id
 LEFT JOIN credit_transactions l ON l.account_id = a.id AND l.sequence = b.sequence
 WHERE a.id >= :first AND a.id < :beyond AND (
   b.account_id IS NULL OR b.balance <> coalesce(l.balance_after, 0)
-  OR (l.sequence IS NULL AND b.sequence <> 0)
+  OR (l.sequence IS NULL AND b.sequence <> 0) OR (a.alias_of IS NOT NULL AND (b.balance <> 0 OR b.held <> 0))
   OR EXISTS (SELECT 1 FROM credit_transactions n
    WHERE n.account_id = a.id AND n.sequence = coalesce(b.sequence, 0) + 1))
 """)
-"""The balance row says what the last entry says, and none comes after it."""
+"""The balance row says what the last entry says, none comes after it, and a merged account has nothing."""
 
 HOLDINGS = text("""
 SELECT b.account_id FROM credit_balances b LEFT JOIN grants g ON g.account_id = b.account_id

@@ -216,12 +216,11 @@ class Ledger:
         requests.check_amount(amount)
         call = self.call(at)
         until = requests.check_expiry(expires_at, expires_in, call.now)
+        asked = requests.check_time(expires_at, "The expiry")
         details = Details(
             reason=requests.check_text(reason, "The reason"),
             key=requests.check_key(idempotency_key),
-            request=requests.digest(
-                kind="grant", amount=amount, reason=reason, at=expires_at, within=expires_in
-            )
+            request=requests.digest(kind="grant", amount=amount, reason=reason, at=asked, within=expires_in)
             if idempotency_key
             else None,
         )
@@ -303,7 +302,7 @@ class Ledger:
         own, account = identity.find(connection, user)
         settled = settle(connection, self.catalog, account, call, lock=True)
         if details.key and details.request:
-            row = requests.find_key(connection, (own, account), details.key, details.request)
+            row = requests.find_key(connection, (own, settled.account.id), details.key, details.request)
             if row is not None:
                 if row.type == "deduct":
                     requests.refuse_if_reversed(connection, row.account_id, row.sequence)

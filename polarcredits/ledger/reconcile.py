@@ -72,8 +72,13 @@ def settle(
     lock: bool,
     news: datetime | None = None,
 ) -> Settled:
-    """Load an account and make it true at `call.now`; `news` is the as-of of the fact behind it."""
+    """Load an account and make it true at `call.now`; `news` is the as-of of the fact behind it.
+
+    One that was merged into another while its lock was waited for is that other one (§7.2).
+    """
     loaded = load(connection, account, lock=lock)
+    while loaded.merged_into is not None:
+        loaded = load(connection, loaded.merged_into, lock=lock)
     return true_at(connection, catalog, loaded, call, news=news)
 
 

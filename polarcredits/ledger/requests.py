@@ -18,6 +18,7 @@ from polarcredits.ledger.values import transaction_id
 MOST_CREDITS = 2**53
 MOST_BALANCE = 2**62
 LONGEST_TEXT = 1000
+MOST_SHOWN = 60
 LONGEST_KEY = 2600
 """In bytes: an entry of an index of PostgreSQL is at most 2,704."""
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -26,8 +27,17 @@ _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UT
 def check_amount(amount: object, what: str = "The amount") -> int:
     """Return *amount* if it is a whole number of credits above 0, else raise InvalidInput."""
     if type(amount) is not int or not 0 < amount <= MOST_CREDITS:
-        raise InvalidInput(f"{what} must be a whole number from 1 to 2^53, not {amount!r}.")
+        raise InvalidInput(f"{what} must be a whole number from 1 to 2^53, not {shown(amount)}.")
     return amount
+
+
+def shown(value: object) -> str:
+    """Return what was given, short enough for a message."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "one of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 @overload
@@ -56,6 +66,10 @@ def check_key(key: str | None) -> str | None:
 
 def check_metadata(metadata: Mapping[str, str] | None) -> str | None:
     """Return metadata as it is stored."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InvalidInput(f"Metadata must be texts by name, not {shown(metadata)}.")
     if not metadata:
         return None
     for key, value in metadata.items():
@@ -80,6 +94,8 @@ def check_time(time: datetime | None, what: str) -> datetime | None:
     """Return *time* in UTC; a naive one is refused."""
     if time is None:
         return None
+    if not isinstance(time, datetime):
+        raise InvalidInput(f"{what} must be a datetime, not {shown(time)}.")
     if time.tzinfo is None:
         raise InvalidInput(f"{what} needs a time zone.")
     if not _FIRST <= time <= _LAST:
@@ -91,10 +107,22 @@ def check_expiry(at: datetime | None, within: timedelta | None, now: datetime) -
     """Return when a grant ends that lasts until *at* or for *within*; None if for good."""
     if at is not None and within is not None:
         raise InvalidInput("Give the expiry as a time or as a duration, not as both.")
+    check_duration(within, "How long the grant lasts")
     try:
         return check_time(at if within is None else now + within, "The expiry")
     except OverflowError:
         raise InvalidInput("The expiry lies too far ahead.") from None
+
+
+@overload
+def check_duration(duration: timedelta, what: str) -> timedelta: ...
+@overload
+def check_duration(duration: timedelta | None, what: str) -> timedelta | None: ...
+def check_duration(duration: timedelta | None, what: str) -> timedelta | None:
+    """Return *duration* if it is one, else raise InvalidInput."""
+    if duration is not None and not isinstance(duration, timedelta):
+        raise InvalidInput(f"{what} must be a timedelta, not {shown(duration)}.")
+    return duration
 
 
 def digest(**request: Any) -> str:

@@ -24,6 +24,8 @@ from polarcredits.errors import DatabaseError
 WRITES = "sqlite_writes"
 """The execution option of connections whose transactions write."""
 _LOOK_SECONDS = 0.001
+_PRIMARY = 0xFF
+"""The bits of an error code that say what it is; the others say why, as in SQLITE_BUSY_RECOVERY."""
 OPENED = "polarcredits_opened"
 """Where the info of a connection's record says what file it was opened on."""
 
@@ -122,7 +124,7 @@ def begin_writing(begin: Callable[[], object], patience: float) -> None:
         except (sqlite3.OperationalError, exc.OperationalError) as error:
             until = until or time.monotonic() + patience
             code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
-            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+            if (code or 0) & _PRIMARY != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
         time.sleep(_LOOK_SECONDS)
 

@@ -105,7 +105,7 @@ def transaction_id(account: int, sequence: int) -> str:
 
 def parse_transaction_id(id: str) -> tuple[int, int]:
     """Return the account and sequence of a public id, or raise NotFound."""
-    parts = id.split("_")
+    parts = id.split("_") if isinstance(id, str) else []
     if (
         len(parts) == 3
         and parts[0] == "txn"

@@ -63,7 +63,8 @@ def verify(
         else:
             account = account_of(connection, user)
             users, entries = connection.execute(count.where(a.id == account)).one()
-            problems = verify_some(connection, [account])
+            own = select(a.id).where((a.id == account) | (a.alias_of == account))
+            problems = verify_some(connection, connection.execute(own).scalars().all())
         return Verified(users=users, transactions=int(entries), problems=problems)
 
     return ledger.reading(work)
@@ -74,8 +75,10 @@ def verify_some(connection: Connection, accounts: Iterable[int]) -> list[Problem
     a = t.accounts.c
     problems: list[Problem] = []
     for account in sorted(accounts):
-        user = connection.execute(select(a.user_id).where(a.id == account)).scalar_one()
+        user, merged = connection.execute(select(a.user_id, a.alias_of).where(a.id == account)).one()
         problems += _account(connection, account, user)
+        if merged is not None:
+            problems += _merged(connection, account, user)
     return problems
 
 
@@ -121,6 +124,15 @@ def _account(connection: Connection, account: int, user: str) -> list[Problem]:
         *_draws(connection, account, user),
         *_grants(connection, account, user, stored.balance),
     ]
+
+
+def _merged(connection: Connection, account: int, user: str) -> Iterable[Problem]:
+    """Check that nothing is left on an account that was merged into another: nobody could spend it."""
+    b = t.balances.c
+    left = connection.execute(select(b.balance, b.held).where(b.account_id == account)).first()
+    if left is not None and (left.balance or left.held):
+        detail = f"it was merged into another account, yet has a balance of {left.balance}, {left.held} held"
+        yield _problem("merged", user, detail)
 
 
 def _openings(connection: Connection, account: int, user: str) -> Iterable[Problem]:

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -28,6 +28,7 @@ from polarcredits.errors import (
     InsufficientCredits,
     InvalidInput,
     KeyReused,
+    NotFound,
     PolarCreditsError,
     UnknownUser,
 )
@@ -114,6 +115,10 @@ EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
 WIDE_KEY = "".join(chr(0x4E00 + number * 7 % 20_000) for number in range(867))
 """More bytes than an index of PostgreSQL takes."""
 WRONG: Any = 5
+PAIRS: Any = [("a", "b")]
+DAY: Any = date(2030, 1, 1)
+HUGE = 10**5000
+"""More digits than Python writes out."""
 FAR = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
 
 
@@ -163,6 +168,21 @@ REFUSALS: list[tuple[type[PolarCreditsError], Callable[[Ledger], object]]] = [
     (InvalidInput, lambda ledger: ledger.grant(WRONG, 1)),
     (InvalidInput, lambda ledger: ledger.balance(WRONG)),
     (InvalidInput, lambda ledger: ledger.add_user(WRONG)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", HUGE)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", quantity=HUGE)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, metadata=WRONG)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, metadata=PAIRS)),
+    (InvalidInput, lambda ledger: ledger.deduct("ann", 1, at=WRONG)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 1, expires_at=DAY)),
+    (InvalidInput, lambda ledger: ledger.grant("ann", 1, expires_in=WRONG)),
+    (InvalidInput, lambda ledger: ledger.hold("ann", 1, ttl=WRONG)),
+    (NotFound, lambda ledger: ledger.reverse(WRONG)),
+    (NotFound, lambda ledger: ledger.holds.release(WRONG)),
+    (NotFound, lambda ledger: ledger.holds.capture("hold\0")),
+    (UnknownUser, lambda ledger: ledger.deduct("ann\0", 1)),
+    (UnknownUser, lambda ledger: ledger.grant("ann\0", 1)),
+    (UnknownUser, lambda ledger: ledger.hold("ann\0", 1)),
+    (UnknownUser, lambda ledger: ledger.balance("ann\0")),
 ]
 
 
@@ -197,6 +217,18 @@ def test_the_same_request_again_returns_the_first_result(ledger: Ledger) -> None
         True,
     )
     assert dump(ledger) == before
+
+
+def test_a_time_in_another_zone_is_the_same_request(ledger: Ledger) -> None:
+    """An instant has many names; the key is not used for something else."""
+    ledger.add_user("ann")
+    until = datetime(2040, 1, 1, tzinfo=UTC)
+    first = ledger.grant("ann", 5, expires_at=until, idempotency_key="k")
+    again = until.astimezone(timezone(timedelta(hours=2)))
+    assert ledger.grant("ann", 5, expires_at=again, idempotency_key="k").transaction == first.transaction
+    assert ledger.balance("ann").balance == 1005
+    with pytest.raises(KeyReused):
+        ledger.grant("ann", 5, expires_at=until + timedelta(seconds=1), idempotency_key="k")
 
 
 def test_a_receipt_is_a_value_that_tells_what_the_history_tells(ledger: Ledger) -> None:

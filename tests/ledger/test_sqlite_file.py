@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from polarcredits.ledger import schema
 from polarcredits.ledger.async_ledger import AsyncLedger
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.sqlite_file import begin_writing
 from polarcredits.ledger.views import history, statement
 from tests.ledger.worlds import catalog
 
@@ -127,6 +129,21 @@ def test_a_log_that_is_left_alone(file: Path) -> None:
     with Ledger(url, catalog(), actor="test") as anew:
         anew.add_user("ann")
         assert balance(anew, "ann") == 1000
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY])
+def test_whatever_keeps_the_file_busy_is_waited_for(code: int) -> None:
+    """Another process may write, or read its log again after somebody crashed."""
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = code
+    answers = [busy, busy]
+
+    def begin() -> None:
+        if answers:
+            raise answers.pop()
+
+    begin_writing(begin, patience=60)
+    assert answers == []
 
 
 @pytest.mark.parametrize("given", ["nan", "-1", "inf", "1e9", "abc"])

@@ -165,6 +165,17 @@ def test_verify_follows_an_account_that_was_linked(ledger: Ledger) -> None:
     assert verify(ledger).problems == []
 
 
+def test_what_is_left_on_an_account_that_was_merged(world: Ledger) -> None:
+    """Nobody could spend it: it is named, also where one asks for the user who should have it."""
+    with world.rehearse() as stage:
+        merge = text("UPDATE accounts SET alias_of = 1 WHERE user_id = 'ben'")
+        stage.reading(lambda connection: connection.execute(merge))
+        found = verify(stage).problems
+        assert [(problem.code, problem.user) for problem in found] == [("merged", "ben")]
+        assert verify(stage, user="ann").problems == verify(stage, user="ben").problems == found
+        assert verify(stage, user="cid").problems == []
+
+
 def test_progress_is_told(world: Ledger) -> None:
     """The last step is the whole."""
     steps: list[tuple[int, int]] = []

@@ -1,0 +1,137 @@
+"""An account that becomes its user's at the very moment at which something else is done with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import psycopg
+import pytest
+
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.verify import verify
+from polarcredits.ledger.views import history
+from polarcredits.periods import format_time
+from polarcredits.refill import refill
+from polarcredits.webhooks.fixtures import Story
+from tests.ledger.conftest import copy_of_template
+from tests.ledger.worlds import catalog, feed
+
+PATIENCE = 30.0
+BOUGHT = datetime.now(UTC) - timedelta(days=1)
+LOCK = (
+    "SELECT 1 FROM credit_balances WHERE account_id = (SELECT id FROM accounts WHERE user_id = %s) FOR UPDATE"
+)
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+def all_wait(watch: psycopg.Connection, count: int) -> None:
+    """Return when so many transactions wait for a lock."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        (waiting,) = watch.execute(WAITING).fetchone() or (0,)
+        if waiting >= count:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def one_after_the_other(url: str, user: str, *acts: Callable[[], object]) -> list[object]:
+    """Let *acts* queue for the balance of *user* in their order, then let them go; return their results."""
+    with (
+        ThreadPoolExecutor(len(acts)) as pool,
+        psycopg.connect(url) as holder,
+        psycopg.connect(url, autocommit=True) as watch,
+    ):
+        holder.execute(LOCK, (user,))
+        asked = []
+        for act in acts:
+            asked.append(pool.submit(act))
+            all_wait(watch, len(asked))
+        holder.rollback()
+        return [each.result(PATIENCE) for each in asked]
+
+
+def bought(ledger: Ledger, when: datetime) -> tuple[Story, str]:
+    """Let a customer without a user buy 1,000 credits; return its story and its account's name."""
+    story = Story(None, at=when)
+    feed(ledger, story.pack("pack", when))
+    return story, f"polar:{story.customer['id']}"
+
+
+def adoption(story: Story, user: str) -> dict[str, object]:
+    """Return the event that gives the customer its user's id."""
+    told = BOUGHT + timedelta(hours=1)
+    data = {**story.customer, "external_id": user, "modified_at": format_time(told)}
+    return {"type": "customer.updated", "timestamp": format_time(told), "data": data}
+
+
+ACTS: dict[str, tuple[Callable[[Ledger, str], Callable[[], object]], int]] = {
+    "grant": (lambda ledger, user: lambda: ledger.grant(user, 100, idempotency_key="g"), 100),
+    "deduct": (lambda ledger, user: lambda: ledger.deduct(user, 100, idempotency_key="d"), -100),
+    "hold": (lambda ledger, user: lambda: ledger.hold(user, 1500, idempotency_key="h"), 0),
+    "capture": (lambda ledger, user: ledger.hold(user, 50).capture, -50),
+    "release": (lambda ledger, user: ledger.hold(user, 50).release, 0),
+    "reverse": (lambda ledger, user: partial(ledger.reverse, ledger.deduct(user, 40).transaction.id), 0),
+}
+"""What is done, prepared before the merge, and by how much it changes the balance in all."""
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("name", ACTS)
+def test_it_lands_on_the_account_that_answers(name: str, by_hand: bool, postgres: str) -> None:
+    """As if it had come after the merge: nothing stays behind, and nothing is refused (§7.2)."""
+    prepare, change = ACTS[name]
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("ann")
+        story, placeholder = bought(ledger, BOUGHT)
+        act = prepare(ledger, placeholder)
+        event = adoption(story, "ann")
+
+        def merge() -> None:
+            ledger.link(placeholder, "ann") if by_hand else feed(ledger, [event])
+
+        one_after_the_other(url, placeholder, merge, act)
+        assert verify(ledger).problems == []
+        assert ledger.balance("ann").balance == 2000 + change
+        assert ledger.balance("ann").held == (1500 if name == "hold" else 0)
+        if name in ("grant", "deduct", "hold"):
+            act()
+            assert ledger.balance("ann").balance == 2000 + change
+            assert ledger.balance("ann").held == (1500 if name == "hold" else 0)
+
+
+@pytest.mark.parametrize("linked_first", [True, False])
+def test_a_pack_paid_while_its_buyer_is_linked(linked_first: bool, postgres: str) -> None:
+    """The user has it, whichever of the two comes first."""
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("ann")
+        story, placeholder = bought(ledger, BOUGHT)
+        pack = story.pack("pack", BOUGHT + timedelta(hours=1))
+        paid = [each for each in pack if each["type"] == "order.paid"]
+        feed(ledger, pack[: pack.index(paid[0])])
+        acts = [lambda: ledger.link(placeholder, "ann"), lambda: feed(ledger, paid)]
+        one_after_the_other(url, placeholder, *(acts if linked_first else reversed(acts)))
+        assert ledger.balance("ann").balance == 3000
+        refill(ledger)
+        assert ledger.balance("ann").balance == 3000
+        assert verify(ledger).problems == []
+
+
+def test_a_key_is_one_for_both_names(ledger: Ledger) -> None:
+    """Whoever is asked for by the old name is the user: one key, one hold, one deduction (§5.4)."""
+    ledger.add_user("ann")
+    _, placeholder = bought(ledger, BOUGHT)
+    ledger.link(placeholder, "ann")
+    held = ledger.hold(placeholder, 100, idempotency_key="h")
+    again = ledger.hold("ann", 100, idempotency_key="h")
+    assert (again.id, again.state.replayed) == (held.id, True)
+    assert ledger.balance("ann").held == 100
+    ledger.deduct(placeholder, 7, idempotency_key="d")
+    assert ledger.deduct("ann", 7, idempotency_key="d").replayed
+    assert len(history(ledger, "ann", type="deduct")) == 1
