@@ -105,6 +105,24 @@ def test_it_lands_on_the_account_that_answers(name: str, by_hand: bool, postgres
             assert ledger.balance("ann").held == (1500 if name == "hold" else 0)
 
 
+@pytest.mark.parametrize("name", ["grant", "deduct", "hold"])
+def test_a_key_that_the_user_has_used(name: str, postgres: str) -> None:
+    """It is one request, though it was asked for by the other name just before the two became one."""
+    prepare, change = ACTS[name]
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog(), actor="test") as ledger:
+        ledger.add_user("ann")
+        ledger.grant("ann", 1000)
+        _, placeholder = bought(ledger, BOUGHT)
+        prepare(ledger, "ann")()
+        one_after_the_other(
+            url, placeholder, lambda: ledger.link(placeholder, "ann"), prepare(ledger, placeholder)
+        )
+        assert ledger.balance("ann").balance == 3000 + change
+        assert ledger.balance("ann").held == (1500 if name == "hold" else 0)
+        assert verify(ledger).problems == []
+
+
 @pytest.mark.parametrize("linked_first", [True, False])
 def test_a_pack_paid_while_its_buyer_is_linked(linked_first: bool, postgres: str) -> None:
     """The user has it, whichever of the two comes first."""
