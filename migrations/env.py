@@ -9,10 +9,20 @@ from polarcredits.ledger.database import Database, sqlite_path
 from polarcredits.ledger.sqlite_file import empty_database
 
 
+def differ(migrations, _inspected, _column, found, wanted):
+    """Say whether a column has another type; a domain has that which it is made of. None: the usual way."""
+    made_of = getattr(found, "data_type", None)
+    if made_of is None:
+        return None
+    kind, _, _collation = made_of.compile(migrations.dialect).partition(" COLLATE ")
+    return kind != wanted.compile(migrations.dialect)
+
+
 def run(connection):
     context.configure(
         connection=connection,
         target_metadata=archived.SQLModel.metadata,
+        compare_type=differ,
         render_as_batch=True,
         transactional_ddl=True,
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from sqlalchemy import exc
 
 from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput, PolarCreditsError
 
-P = ParamSpec("P")
+Given = TypeVarTuple("Given")
 T = TypeVar("T")
 _RETRIES = 8
 _PAUSE_SECONDS = 0.01
@@ -20,14 +20,14 @@ _OF_A_REQUEST = ("22", "54")
 _RAISED = (exc.DBAPIError, exc.TimeoutError, UnicodeEncodeError)
 
 
-def again(once: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
+def again(once: Callable[[*Given], T], *given: *Given) -> T:
     """Run a transaction, and whole again if it lost a race, after a pause that grows.
 
     Raises DatabaseBusy, DatabaseError or InvalidInput for what the database raises.
     """
     for attempt in range(_RETRIES):
         try:
-            return once(*given, **options)
+            return once(*given)
         except _RAISED as error:
             if not may_succeed_again(error):
                 raise _told(error) from error

@@ -16,7 +16,7 @@ from polarcredits.ledger.values import Receipt, Transaction, metadata_of, transa
 from polarcredits.periods import from_micros
 
 Cursor = Any
-"""A cursor of sqlite3, or a RawCursor of psycopg."""
+"""A cursor of sqlite3, a RawCursor of psycopg, or a QuickCursor."""
 
 COLUMNS = (
     "account_id, sequence, type, amount, balance_after, operation, meta, actor,"

@@ -8,10 +8,12 @@ without an end.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import generators
+from psycopg.pq import ExecStatus
 from sqlalchemy import URL, Engine, create_engine, event
 
 from polarcredits.errors import DatabaseError
@@ -49,6 +51,48 @@ def postgres_engine(url: URL, busy_seconds: float | None) -> Engine:
 def raw_cursor(driver: Any) -> psycopg.RawCursor[Any]:
     """Return a cursor for statements with PostgreSQL's own parameters, `$1`: there is nothing to convert."""
     return psycopg.RawCursor(driver)
+
+
+class QuickCursor:
+    """Runs statements of whole numbers and texts that answer with whole numbers, as often as one likes.
+
+    Each is prepared once, and nothing but libpq and psycopg's own wait is between it and the server:
+    psycopg's cursors take a tenth of the time of a deduction.
+    """
+
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+        self._driver = driver
+        self._names: dict[str, bytes] = {}
+        self._result: Any = None
+
+    def execute(self, statement: str, values: Sequence[str | int | None]) -> QuickCursor:
+        """Run a statement with its values; raises psycopg's errors. Its first row is then fetched."""
+        name = self._names.get(statement) or self._prepare(statement)
+        given = [None if value is None else str(value).encode() for value in values]
+        pgconn = self._driver.pgconn
+        pgconn.send_query_prepared(name, given)
+        (result,) = self._driver.wait(generators.execute(pgconn))
+        if result.status != ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result)
+        self._result = result
+        return self
+
+    def fetchone(self) -> tuple[int, ...] | None:
+        """Return the first row, None if there is none."""
+        result = self._result
+        if result.ntuples == 0:
+            return None
+        return tuple([int(result.get_value(0, column)) for column in range(result.nfields)])
+
+    def _prepare(self, statement: str) -> bytes:
+        name = f"quick_{len(self._names)}".encode()
+        pgconn = self._driver.pgconn
+        pgconn.send_prepare(name, statement.encode())
+        (result,) = self._driver.wait(generators.execute(pgconn))
+        if result.status != ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(result)
+        self._names[statement] = name
+        return name
 
 
 class BoundedConnection(psycopg.Connection[Any]):

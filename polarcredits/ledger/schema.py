@@ -13,7 +13,7 @@ from polarcredits.ledger.database import Database, sqlite_path
 from polarcredits.ledger.failing import failures
 from polarcredits.ledger.sqlite_file import empty_database, private_file
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration; a test holds it to what Alembic finds."""
 
 

