@@ -87,6 +87,26 @@ def test_texts_that_mean_something_in_an_array(text: str, postgres: str) -> None
         assert ledger.balance(user).balance == 999
 
 
+def test_statements_that_somebody_lets_go_of(postgres: str) -> None:
+    """psycopg does so after a rollback, a pooler between two sessions; or they are there already."""
+    with Ledger(copy_of_template(postgres), catalog()) as ledger:
+        ledger.add_user("ann")
+        for key in ("k", None):
+            ledger.deduct("ann", 1, idempotency_key=key)
+        driver = ledger._teller._driver
+        mine = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'polarcredits%'"
+        assert driver.execute(mine).fetchone() == (2,)
+        driver.execute("DEALLOCATE ALL")
+        assert ledger.deduct("ann", 1).balance == 997
+        assert ledger.deduct("ann", 1, idempotency_key="l").balance == 996
+        assert driver.execute(mine).fetchone() == (2,)
+        ledger._teller._set_up(driver, None)
+        for key in ("k", "l", None):
+            ledger.deduct("ann", 1, idempotency_key=key)
+        assert ledger._teller._driver is driver
+        assert (ledger.balance("ann").balance, driver.execute(mine).fetchone()) == (995, (2,))
+
+
 def test_what_cannot_be_kept_fails_alone(postgres: str) -> None:
     """In a database of one alphabet, a name of another leaves those of the same batch alone."""
     with psycopg.connect(postgres, autocommit=True) as connection:
