@@ -27,6 +27,11 @@ WHERE d.classid = 'pg_rewrite'::regclass
  AND (a.attrelid = 'credit_transactions'::regclass AND a.attname IN ('type', 'amount')
   OR a.attrelid = 'credit_balances'::regclass AND a.attname IN ('held', 'closed'))
 """
+USERS = """
+SELECT a.attrelid::regclass::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE c.relkind IN ('r', 'p') AND a.attinhcount = 0 AND NOT a.attisdropped
+"""
+"""The tables that have a domain: also those to which old entries were archived."""
 
 
 def upgrade():
@@ -49,7 +54,8 @@ def downgrade():
     refuse_views(run)
     for table, column, kind, _, rule in RULES:
         run(f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_ck_{table}_{column} CHECK ({rule})")
-        run(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}")
+        for user in run(f"{USERS} AND a.atttypid = '{table}_{column}'::regtype").scalars().all():
+            run(f"ALTER TABLE {user} ALTER COLUMN {column} TYPE {kind}")
         run(f"DROP DOMAIN {table}_{column}")
 
 
