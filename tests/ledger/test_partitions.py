@@ -17,7 +17,7 @@ from polarcredits.webhooks.fixtures import Story
 from tests.benchmarks.bulk import fill
 from tests.ledger.archives import archive, count
 from tests.ledger.conftest import copy_of_template
-from tests.ledger.worlds import at, catalog, dump, feed
+from tests.ledger.worlds import at, catalog, dump, feed, move
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 
@@ -70,6 +70,20 @@ def test_the_program_works_on_partitions(parted: str) -> None:
             ledger.reverse(spent.transaction.id)
         feed(ledger, Story("ben", at=at("04-01")).purchase("pro"))
         assert len(history(ledger, "user-7")) == 9
+        assert verify(ledger).problems == []
+
+
+def test_partitions_and_archives_are_migrated(parted: str) -> None:
+    """Down to the CHECKs and up to the domains again, with every entry where it was."""
+    archive(parted, at("04-20"), step=9)
+    with Ledger(parted, catalog()) as ledger:
+        before = dump(ledger)
+    for revision in ("0007", "head"):
+        move(parted, revision)
+    archive(parted, at("04-20"), step=9)
+    with Ledger(parted, catalog()) as ledger:
+        assert dump(ledger) == before
+        ledger.deduct("ann", 1)
         assert verify(ledger).problems == []
 
 

@@ -26,7 +26,7 @@ from polarcredits.lots import EntryType
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.conftest import copy_of_template
-from tests.ledger.worlds import at, catalog, dump, feed, told_by
+from tests.ledger.worlds import at, catalog, dump, feed, move, told_by
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -149,10 +149,10 @@ def test_entries_made_anew_are_the_same_entries_and_as_well_guarded(tmp_path: Pa
     assert len(entries) == 5
     assert {name for _, name, _ in beside} >= {"of_the_team", "credit_transactions_no_replace"}
     assert "type IN" not in table
-    _move(f"sqlite:///{file}", "0006")
+    move(f"sqlite:///{file}", "0006")
     assert state()[:2] == (entries, beside)
     assert "type IN" in state()[2]
-    _move(f"sqlite:///{file}", "head")
+    move(f"sqlite:///{file}", "head")
     assert state() == now
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT * FROM for_the_team").fetchone() == (2000 - 6,)
@@ -212,9 +212,9 @@ def test_the_rules_of_columns_move_into_domains_and_back(postgres: str) -> None:
     for revision in ("0007", "head"):
         _run(url, "CREATE VIEW spending AS SELECT -amount AS spent FROM credit_transactions")
         with pytest.raises(DatabaseError, match=r"views spending show"):
-            _move(url, revision)
+            move(url, revision)
         _run(url, "DROP VIEW spending", "CREATE OR REPLACE VIEW counted AS SELECT count(*) FROM holds")
-        _move(url, revision)
+        move(url, revision)
         with Ledger(url, catalog(), database=Database(url)) as ledger:
             assert dump(ledger) == before
             for unsound in UNSOUND:
@@ -228,12 +228,3 @@ def _run(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())
-
-
-def _move(url: str, revision: str) -> None:
-    """Migrate up or down to a revision."""
-    config = Config()
-    config.set_main_option("script_location", str(schema.migrations_directory()))
-    with closing(Database(url)) as database, database.writer.begin() as connection:
-        config.attributes["connection"] = connection
-        (command.downgrade if revision < schema.HEAD else command.upgrade)(config, revision)

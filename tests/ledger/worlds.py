@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+from alembic import command
+from alembic.config import Config
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import Connection, select
 
-from polarcredits.ledger import spending
+from polarcredits.ledger import schema, spending
 from polarcredits.ledger import tables as t
+from polarcredits.ledger.database import Database
 from polarcredits.ledger.hotpath import Spend
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
@@ -51,6 +55,15 @@ def catalog(pro: str = "", rest: str = "") -> Catalog:
     {rest}
     """
     return parse_catalog(text, pro_product_id=None)
+
+
+def move(url: str, revision: str) -> None:
+    """Migrate up or down to a revision."""
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    with closing(Database(url)) as database, database.writer.begin() as connection:
+        config.attributes["connection"] = connection
+        (command.downgrade if revision < schema.HEAD else command.upgrade)(config, revision)
 
 
 def requested(ledger: Ledger, user: str) -> Spend:
