@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger.batching import A, Bounded, Q, Stuck, answers_of, too_many, twin
+from polarcredits.ledger.answering import A, Q, answers_of, too_many, twin
+from polarcredits.ledger.batching import Bounded, Stuck
 from polarcredits.ledger.failing import closed
 
 

@@ -18,7 +18,8 @@ would have a commit for itself each time, while all the others wait for it.
 starts with an empty queue, and what its parent was doing stays the parent's.
 
 A signal may raise in the main thread after any call, also while that thread leads. So who leads, and
-who waits, changes hands by assignments alone or within one call: all who wait are let go by one.
+who waits, changes hands by assignments alone or within one call: all who wait are let go by one. And
+its handler may ask or close itself: neither waits for the thread that it interrupted.
 """
 
 from __future__ import annotations
@@ -28,18 +29,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter, methodcaller
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 from weakref import WeakSet
 
-from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.ledger.answering import A, Q, Work, answers_of, too_many, twin
 from polarcredits.ledger.failing import closed
+from polarcredits.ledger.handlers import Here, from_a_handler
 
-Q = TypeVar("Q")
-A = TypeVar("A")
-Work = Callable[[Sequence[Q]], Sequence[A | Exception]]
 BUSY_SECONDS = 10.0
 MOST = 1_000
 WAITING = 10_000
@@ -70,7 +69,8 @@ class Bounded(ABC, Generic[Q, A]):
 
     *most* is the size of a batch, *waiting* how many may queue, *patience* how many seconds a caller
     waits for room in a full queue. After *stuck* seconds of one and the same batch, who waits for its
-    end, and who comes before it, gets Stuck instead; for work that others can do meanwhile.
+    end, and who comes before it, gets Stuck instead; for work that others can do meanwhile. *here* says
+    which threads are at work on the same database.
     """
 
     def __init__(
@@ -81,12 +81,14 @@ class Bounded(ABC, Generic[Q, A]):
         waiting: int = WAITING,
         patience: float = BUSY_SECONDS,
         stuck: float | None = None,
+        here: Here | None = None,
     ) -> None:
         self._work = work
         self._most = most
         self._waiting = waiting
         self._patience = patience
         self._stuck = stuck
+        self._here = here or Here()
         self._closed = False
         self.begin()
         _groups.add(self)
@@ -118,10 +120,15 @@ class Group(Bounded[Q, A]):
         """Return the answer to *request*, once its batch is committed.
 
         Raises what *work* returned or raised, DatabaseBusy if the queue stays full, Stuck, DatabaseError
-        once closed. A thread interrupted while it waits withdraws its request if nobody took it yet.
+        once closed or from a signal handler that interrupted its own thread at work. A thread interrupted
+        while it waits withdraws its request if nobody took it yet.
         """
+        here = self._here
+        if here.at_work:
+            raise from_a_handler()
         ticket: _Ticket[Q, A] = _Ticket(request)
         try:
+            here.at_work = True
             with self._lock:
                 if self._closed or len(self._queue) >= self._waiting:
                     self._admit()
@@ -141,15 +148,27 @@ class Group(Bounded[Q, A]):
         except BaseException:
             self._leave(ticket)
             raise
+        finally:
+            here.at_work = False
         answer = ticket.answer
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def close(self) -> None:
-        """Refuse what comes from now on, and return when all that was accepted is answered."""
+    def close(self) -> bool:
+        """Refuse what comes from now on, and return when all that was accepted is answered.
+
+        False, at once, from a signal handler that interrupted its own thread at work: what was accepted
+        is still answered, when the handler has returned or by the other threads.
+        """
+        self._closed = True
+        if self._here.at_work:
+            return False
+        self._here.alone(self._await_the_end)
+        return True
+
+    def _await_the_end(self) -> None:
         with self._lock:
-            self._closed = True
             self._changed.notify_all()
             self._watch(lambda: not self._led)
 
@@ -261,30 +280,6 @@ class Group(Bounded[Q, A]):
             before.leads = self._led = False
         if self._watching:
             self._changed.notify_all()
-
-
-def answers_of(work: Work[Q, A], requests: Sequence[Q]) -> Sequence[A | Exception]:
-    """Return the answers of *work*: exactly one a request."""
-    answers = work(requests)
-    if len(answers) != len(requests):
-        raise ValueError(f"{len(requests)} requests have {len(answers)} answers")
-    return answers
-
-
-def twin(error: BaseException) -> Exception:
-    """Return what one of several callers is told of the failure of their batch: its own object."""
-    if not isinstance(error, Exception):
-        told: Exception = DatabaseError("Interrupted before the commit was known; look before you repeat.")
-    else:
-        told = error.__class__.__new__(error.__class__, *error.args)
-        told.__dict__.update(error.__dict__)
-    told.__cause__ = error
-    return told
-
-
-def too_many() -> DatabaseBusy:
-    """Return what a caller gets for whom there was no room in time."""
-    return DatabaseBusy("Too many requests wait for the database; try again.")
 
 
 _groups: WeakSet[Bounded[Any, Any]] = WeakSet()

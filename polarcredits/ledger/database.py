@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
 from polarcredits.ledger.failing import again, closed, failures
+from polarcredits.ledger.handlers import Here
 from polarcredits.ledger.sqlite_file import WRITES, give_up, patience_of, sqlite_engine
 from polarcredits.ledger.turns import Turn
 
@@ -81,6 +82,8 @@ class Database:
         self.driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self.patience = patience_of(self.engine.url, busy_seconds or BUSY_SECONDS) if self.sqlite else 0.0
         """How many seconds are waited for a turn to write to SQLite, and then for its write lock."""
+        self.here = Here()
+        """Whether this thread is at work here, which its signal handlers must leave alone meanwhile."""
         self.keepers: WeakSet[Keeper] = WeakSet()
         self._closed = False
         self._start()
@@ -99,29 +102,41 @@ class Database:
         """
 
         def once() -> T:
-            with self.turn, self.connect(self.writer) as connection:
+            with self.turn, self._connect(self.writer) as connection:
                 transaction = connection.begin()
                 result = work(connection)
                 transaction.rollback() if dry_run else transaction.commit()
                 return result
 
-        return again(once)
+        return again(self.here.alone, once)
 
     @contextmanager
     def begin(self, *, dry_run: bool = False) -> Iterator[Connection]:
         """Begin a transaction for others to join; the end of the block commits it, or undoes a dry run."""
-        with self.turn, failures, self.connect(self.writer) as connection:
+        with self.turn, failures, self._connected(self.writer) as connection:
             transaction = connection.begin()
             yield connection
-            transaction.rollback() if dry_run else transaction.commit()
+            self.here.alone(transaction.rollback if dry_run else transaction.commit)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
-        with failures, self.connect(self._reader) as connection:
+        with failures, self._connected(self._reader) as connection:
             return work(connection)
 
+    @contextmanager
+    def _connected(self, engine: Engine) -> Iterator[Connection]:
+        connection = self.connect(engine)
+        try:
+            yield connection
+        finally:
+            self.here.alone(connection.close)
+
     def connect(self, engine: Engine) -> Connection:
-        """Take a connection from the pool. The door is shut while the process forks."""
+        """Take a connection from the pool."""
+        return self.here.alone(self._connect, engine)
+
+    def _connect(self, engine: Engine) -> Connection:
+        """Take one as a part of other work. The door is shut while the process forks."""
         with self._door:
             if self._closed:
                 raise closed()
@@ -146,13 +161,20 @@ class Database:
         return (pool.checkedin(), pool.checkedout()) if isinstance(pool, QueuePool) else (0, 0)
 
     def close(self) -> None:
-        """Close every connection, and open none from now on."""
+        """Close every connection, and open none from now on.
+
+        In a signal handler that interrupted work here, only the latter: the pool may be half-way there.
+        """
         self._closed = True
-        self.engine.dispose()
+        if not self.here.at_work:
+            self.here.alone(self.engine.dispose)
 
     def before_fork(self) -> None:
-        """See to it that nobody has a connection to a SQLite file while this thread forks."""
-        if self.sqlite:
+        """See to it that nobody has a connection to a SQLite file while this thread forks.
+
+        In a signal handler that interrupted work here this thread has one itself, until after the fork.
+        """
+        if self.sqlite and not self.here.at_work:
             fork = self._at_rest()
             try:
                 next(fork)
@@ -162,15 +184,19 @@ class Database:
 
     def _at_rest(self) -> Generator[None, None, None]:
         """Yield while no connection is open; not at all if somebody does not give one back in time."""
-        with self.turn, self._door:
-            for keeper in self.keepers:
-                keeper.close()
-            until = time.monotonic() + self.patience
-            while self.connections()[1] and time.monotonic() < until:
-                time.sleep(_LOOK_SECONDS)
-            if not self.connections()[1]:
-                self.engine.dispose()
-                yield
+        try:
+            self.here.at_work = True
+            with self.turn, self._door:
+                for keeper in self.keepers:
+                    keeper.close()
+                until = time.monotonic() + self.patience
+                while self.connections()[1] and time.monotonic() < until:
+                    time.sleep(_LOOK_SECONDS)
+                if not self.connections()[1]:
+                    self.engine.dispose()
+                    yield
+        finally:
+            self.here.at_work = False
 
     def after_fork(self) -> None:
         """Go on in the parent."""

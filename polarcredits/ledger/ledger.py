@@ -56,13 +56,16 @@ class Ledger:
         self._teller = teller_of(self.database)
         self._group = None
         if connection is None:
-            self._group = Group(self._teller.spend, stuck=self._teller.stuck)
+            self._group = Group(self._teller.spend, stuck=self._teller.stuck, here=self.database.here)
 
     def close(self) -> None:
-        """Close the database; everything acknowledged is on disk already."""
-        if self._group is not None:
-            self._group.close()
-        self._teller.close()
+        """Close the database; everything acknowledged is on disk already.
+
+        In a signal handler that interrupted the ledger's work in its thread it only refuses what comes
+        later, and what has begun goes on; call it again after that to close what is open.
+        """
+        if self._group is None or self._group.close():
+            self._teller.close()
         self.database.close()
 
     def __enter__(self) -> Ledger:
