@@ -12,6 +12,10 @@ A = TypeVar("A")
 Work = Callable[[Sequence[Q]], Sequence[A | Exception]]
 
 
+UNTOLD = BaseException("Nobody told the answer.")
+"""The answer of whose batch was interrupted before it was told of the answer or of the failure."""
+
+
 def answers_of(work: Work[Q, A], requests: Sequence[Q]) -> Sequence[A | Exception]:
     """Return the answers of *work*: exactly one a request."""
     answers = work(requests)

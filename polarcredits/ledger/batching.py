@@ -35,7 +35,7 @@ from operator import attrgetter, methodcaller
 from typing import Any, Generic
 from weakref import WeakSet
 
-from polarcredits.ledger.answering import A, Q, Work, answers_of, too_many, twin
+from polarcredits.ledger.answering import UNTOLD, A, Q, Work, answers_of, too_many, twin
 from polarcredits.ledger.failing import closed
 from polarcredits.ledger.handlers import Here, from_a_handler
 
@@ -52,10 +52,11 @@ class _Ticket(Generic[Q, A]):
     """A request of a thread; `gate` is what it waits at, `leads` whether its thread is to work for all."""
 
     __slots__ = ("answer", "gate", "leads", "request")
-    answer: A | Exception
+    answer: A | BaseException
 
     def __init__(self, request: Q) -> None:
         self.request = request
+        self.answer = UNTOLD
         self.gate: threading.Lock | None = None
         self.leads = False
 
@@ -151,8 +152,8 @@ class Group(Bounded[Q, A]):
         finally:
             here.at_work = False
         answer = ticket.answer
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, BaseException):
+            raise twin(answer) if answer is UNTOLD else answer
         return answer
 
     def close(self) -> bool:

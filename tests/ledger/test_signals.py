@@ -7,21 +7,27 @@ import itertools
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
-from polarcredits.errors import DatabaseBusy
+from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.ledger.batching import Group
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.teller import SqliteTeller
 from polarcredits.ledger.turns import Turn
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
+from tests.ledger.test_batching import until
 from tests.ledger.worlds import catalog
 
-WHERE = ("batching", "database", "failing", "hotpath", "ledger", "sqlite_file", "teller", "turns")
+WHERE = (
+    *("answering", "async_batching", "batching", "database", "failing", "handlers", "hotpath", "ledger"),
+    *("sqlite_file", "teller", "turns"),
+)
 """The modules that hold something while others wait."""
 
 
@@ -126,6 +132,40 @@ def test_an_interrupted_operation_stops_nobody(kind: str, again: bool, tmp_path:
                 ledger._teller.close()
         assert moment > 10
         assert verify(ledger).problems == []
+
+
+def test_an_interrupted_leader_tells_everybody_of_a_failure() -> None:
+    """The others of its batch get the failure or that it was interrupted, whatever it had told them."""
+    last = threading.Event()
+
+    def work(requests: Sequence[int]) -> list[int]:
+        if 1 not in requests:
+            raise DatabaseError("The disk is full.")
+        until(lambda: len(group._queue) == 3 or last.is_set())
+        return list(requests)
+
+    def follow(request: int) -> int:
+        until(lambda: len(group._queue) > 0 or last.is_set())
+        return group.ask(request)
+
+    def lead() -> None:
+        begun.append(pool.submit(group.ask, 1))
+        until(lambda: group._led)
+        begun.extend(pool.submit(follow, request) for request in (3, 4))
+        with pytest.raises(DatabaseError):
+            group.ask(2)
+
+    group: Group[int, int] = Group(work)
+    begun: list[Future[int]] = []
+    with ThreadPoolExecutor(3) as pool:
+        for _ in interrupted_everywhere(lead):
+            last.set()
+            told = [str(each.exception(10)) for each in begun]
+            assert told[0] == "None"
+            assert all("disk is full" in each or "Interrupted" in each for each in told[1:]), told
+            assert not group._led
+            begun.clear()
+            last.clear()
 
 
 def test_an_interrupted_close_of_the_connection(tmp_path: Path) -> None:
