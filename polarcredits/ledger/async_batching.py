@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -32,7 +32,7 @@ class AsyncGroup(Bounded[Q, A]):
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("An open async ledger belongs to the event loop that used it first.")
         self._loop = loop
-        self._queue: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._queue: OrderedDict[asyncio.Future[A], Q] = OrderedDict()
         self._busy = False
         self._is_stuck = False
         self._bell: asyncio.TimerHandle | None = None
@@ -49,10 +49,10 @@ class AsyncGroup(Bounded[Q, A]):
         if self._is_stuck:
             raise Stuck
         future: asyncio.Future[A] = loop.create_future()
-        self._queue.append((request, future))
+        self._queue[future] = request
         if not self._busy:
-            self._busy = True
             loop.call_soon(self._start, loop)
+            self._busy = True
         return await future
 
     async def close(self) -> None:
@@ -82,22 +82,34 @@ class AsyncGroup(Bounded[Q, A]):
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give the thread the next batch: all who wait and were not cancelled."""
         batch: list[tuple[Q, asyncio.Future[A]]] = []
+        try:
+            self._take(batch)
+            if batch:
+                self._hand_over(loop, batch)
+        except BaseException as error:
+            self._answer(loop, batch, partial(_twins, error, batch))
+            raise
+
+    def _take(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        """Fill a batch from the queue; an interruption leaves nobody between the two."""
         while self._queue and len(batch) < self._most:
-            waiter = self._queue.popleft()
-            if not waiter[1].done():
-                batch.append(waiter)
+            future = next(iter(self._queue))
+            if not future.done():
+                batch.append((self._queue[future], future))
+            del self._queue[future]
         self._room.set()
         if not batch:
             self._busy = False
             self._idle.set()
-            return
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         requests = [request for request, _ in batch]
         try:
             running = loop.run_in_executor(self._thread, partial(answers_of, self._work), requests)
         except RuntimeError as error:
             if not self._closed:
                 self._thread = _thread()
-            self._answer(loop, batch, [_no_thread(error) for _ in batch])
+            self._answer(loop, batch, partial(_twins, _no_thread(error), batch))
         else:
             running.add_done_callback(partial(self._worked, loop, batch))
             if self._stuck is not None:
@@ -106,7 +118,7 @@ class AsyncGroup(Bounded[Q, A]):
     def _send_away(self) -> None:
         """What is at work is stuck: nobody waits for its end, but for those whose requests it has."""
         self._is_stuck = True
-        for _, future in self._queue:
+        for future in self._queue:
             if not future.done():
                 future.set_exception(Stuck())
         self._queue.clear()
@@ -118,27 +130,47 @@ class AsyncGroup(Bounded[Q, A]):
         batch: list[tuple[Q, asyncio.Future[A]]],
         running: asyncio.Future[Sequence[A | Exception]],
     ) -> None:
-        error = running.exception()
-        self._answer(loop, batch, running.result() if error is None else [twin(error) for _ in batch])
+        self._answer(loop, batch, partial(_outcome, running, batch))
 
     def _answer(
         self,
         loop: asyncio.AbstractEventLoop,
         batch: list[tuple[Q, asyncio.Future[A]]],
-        answers: Sequence[A | Exception],
+        answers: Callable[[], Sequence[A | Exception]],
     ) -> None:
         """Answer a batch. Those who ask again at once, and who waits already, are the next one."""
-        if self._bell is not None:
-            self._bell.cancel()
-        self._is_stuck = False
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-        loop.call_soon(self._start, loop)
+        try:
+            if self._bell is not None:
+                self._bell.cancel()
+            self._is_stuck = False
+            for (_, future), answer in zip(batch, answers(), strict=True):
+                _tell(future, answer)
+        except BaseException as error:
+            for _, future in batch:
+                _tell(future, twin(error))
+            raise
+        finally:
+            loop.call_soon(self._start, loop)
+
+
+def _outcome(
+    running: asyncio.Future[Sequence[A | Exception]], batch: Sequence[object]
+) -> Sequence[A | Exception]:
+    error = running.exception()
+    return running.result() if error is None else _twins(error, batch)
+
+
+def _twins(error: BaseException, batch: Sequence[object]) -> Sequence[Exception]:
+    return [twin(error) for _ in batch]
+
+
+def _tell(future: asyncio.Future[A], answer: A | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _thread() -> ThreadPoolExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import sqlite3
@@ -15,6 +16,7 @@ from types import FrameType
 import pytest
 
 from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.ledger.async_batching import AsyncGroup
 from polarcredits.ledger.batching import Group
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.teller import SqliteTeller
@@ -30,6 +32,8 @@ WHERE = (
 )
 """The modules that hold something while others wait."""
 
+EVENTS = ("call", "c_return")
+
 
 class Alarm(BaseException):
     """What a signal raises, as Ctrl-C raises KeyboardInterrupt."""
@@ -38,8 +42,9 @@ class Alarm(BaseException):
 class Interruption:
     """Raises within our own code where a signal may: as a function begins, and after a call of C."""
 
-    def __init__(self, moment: int) -> None:
+    def __init__(self, moment: int, events: Sequence[str] = EVENTS) -> None:
         self.left = moment
+        self.events = events
 
     def __enter__(self) -> Interruption:
         sys.setprofile(self._seen)
@@ -49,16 +54,16 @@ class Interruption:
         sys.setprofile(None)
 
     def _seen(self, frame: FrameType, event: str, _what: object) -> None:
-        if event in ("call", "c_return") and Path(frame.f_code.co_filename).stem in WHERE:
+        if event in self.events and Path(frame.f_code.co_filename).stem in WHERE:
             self.left -= 1
             if self.left == 0:
                 raise Alarm
 
 
-def interrupted_everywhere(work: Callable[[], object]) -> Iterator[int]:
+def interrupted_everywhere(work: Callable[[], object], events: Sequence[str] = EVENTS) -> Iterator[int]:
     """Interrupt *work* at its first moment, at its second, and so on to its end; yield after each."""
     for moment in itertools.count(1):
-        interruption = Interruption(moment)
+        interruption = Interruption(moment, events)
         with contextlib.suppress(Alarm), interruption:
             work()
         if interruption.left > 0:
@@ -166,6 +171,29 @@ def test_an_interrupted_leader_tells_everybody_of_a_failure() -> None:
             assert not group._led
             begun.clear()
             last.clear()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interrupted_loop_answers_every_task(fails: bool) -> None:
+    """While a batch begins or is answered: within our own functions, for the loop's calls are its own."""
+
+    def work(requests: Sequence[int]) -> list[int]:
+        if fails and 9 not in requests:
+            raise DatabaseError("The disk is full.")
+        return list(requests)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        group: AsyncGroup[int, int] = AsyncGroup(work, stuck=30)
+        async with asyncio.timeout(10):
+            await asyncio.wait([asyncio.create_task(group.ask(request)) for request in range(3)])
+            with contextlib.suppress(DatabaseError):
+                assert await group.ask(9) == 9
+            await group.close()
+
+    for moment in interrupted_everywhere(lambda: asyncio.run(main()), EVENTS[1:]):
+        assert moment < 1000
+    assert moment > 40
 
 
 def test_an_interrupted_close_of_the_connection(tmp_path: Path) -> None:
