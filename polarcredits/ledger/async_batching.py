@@ -18,8 +18,9 @@ class AsyncGroup(Bounded[Q, A]):
     """Answers the requests of many tasks of one event loop together.
 
     *work* runs in a thread of the group's own, one batch at a time, while the loop gathers the next.
-    A task that is cancelled before its request was taken is not executed; one cancelled later was
-    executed whole or, if its batch failed, not at all. A process does not wait for an idle group.
+    A task that is cancelled before its request was taken is not executed, and gives up its place; one
+    cancelled later was executed whole or, if its batch failed, not at all. A process does not wait for an
+    idle group.
     """
 
     def begin(self) -> None:
@@ -49,11 +50,17 @@ class AsyncGroup(Bounded[Q, A]):
         if self._is_stuck:
             raise Stuck
         future: asyncio.Future[A] = loop.create_future()
-        self._queue[future] = request
-        if not self._busy:
-            loop.call_soon(self._start, loop)
-            self._busy = True
-        return await future
+        try:
+            self._queue[future] = request
+            if not self._busy:
+                loop.call_soon(self._start, loop)
+                self._busy = True
+            return await future
+        except BaseException:
+            if future in self._queue:
+                del self._queue[future]
+                self._room.set()
+            raise
 
     async def close(self) -> None:
         """Refuse what comes from now on, and return when all that was accepted is answered.

@@ -525,6 +525,34 @@ def test_a_cancelled_task_that_was_not_taken_is_not_executed() -> None:
     assert desk.batches == [[1], [3]]
 
 
+def test_cancelled_tasks_leave_their_places_to_others() -> None:
+    """They turn nobody away who is still there, and who waits for room hears of it at once."""
+    desk = Desk()
+
+    async def main() -> None:
+        group = AsyncGroup(desk, waiting=2, patience=30)
+        desk.open.clear()
+        first = asyncio.create_task(group.ask(1))
+        while not desk.batches:
+            await asyncio.sleep(0)
+        gone = [asyncio.create_task(group.ask(n)) for n in (2, 3)]
+        waits = asyncio.create_task(group.ask(4))
+        await asyncio.sleep(0)
+        assert len(group._queue) == 2
+        for task in gone:
+            task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*gone, return_exceptions=True)
+            while list(group._queue.values()) != [4]:
+                await asyncio.sleep(0)
+        desk.open.set()
+        assert [await first, await waits] == [2, 8]
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.batches == [[1], [4]]
+
+
 def test_tasks_share_the_failure_of_their_batch() -> None:
     """Each task has an error of its own; the next batch goes on."""
     desk = Desk()
