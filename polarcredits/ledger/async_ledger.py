@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,11 +17,11 @@ from polarcredits.ledger.failing import closed
 from polarcredits.ledger.holds import Hold
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.teller import teller_of
+from polarcredits.ledger.threads import Threads
 from polarcredits.ledger.values import Balance, HoldState, Receipt
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_LOOK_SECONDS = 0.001
 
 
 class AsyncLedger:
@@ -39,8 +38,7 @@ class AsyncLedger:
         self._teller = teller_of(ledger.database)
         self._group = AsyncGroup(self._teller.spend, stuck=self._teller.stuck)
         self._closed = False
-        self._in_threads = 0
-        self._process = os.getpid()
+        self._threads = Threads()
 
     async def __aenter__(self) -> AsyncLedger:
         return self
@@ -52,8 +50,7 @@ class AsyncLedger:
         """Answer what was accepted, refuse what comes later, and close the database."""
         self._closed = True
         await self._group.close()
-        while self._in_threads and self._process == os.getpid():
-            await asyncio.sleep(_LOOK_SECONDS)
+        await self._threads.ended()
         self._teller.close()
         await asyncio.to_thread(self._ledger.close)
 
@@ -82,23 +79,16 @@ class AsyncLedger:
         try:
             spent = await self._group.ask(wanted) if spending.groupable(wanted) else None
         except Stuck:
-            return await self._in_thread(self._ledger.deduct_apart, wanted)
+            return await self._threads.run(self._ledger.deduct_apart, wanted)
         if spent is not None:
             return spent.receipt(wanted)
-        return await self._in_thread(self._ledger.deducted, wanted, None)
+        return await self._threads.run(self._ledger.deducted, wanted, None)
 
     async def _run(self, work: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
         """Do in a thread what is not grouped, unless it comes after the close."""
         if self._closed:
             raise closed()
-        return await self._in_thread(work, *given, **options)
-
-    async def _in_thread(self, work: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
-        self._in_threads += 1
-        try:
-            return await asyncio.to_thread(work, *given, **options)
-        finally:
-            self._in_threads -= 1
+        return await self._threads.run(work, *given, **options)
 
     async def balance(self, user: str, *, at: datetime | None = None) -> Balance:
         """Return a user's credits. Raises UnknownUser."""

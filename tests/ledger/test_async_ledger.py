@@ -1,0 +1,116 @@
+"""The asyncio twin, where tasks end otherwise than they began: cancelled, or left on a loop that stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from polarcredits.ledger.async_ledger import AsyncLedger
+from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.threads import Threads
+from tests.ledger.worlds import catalog
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[AsyncLedger]:
+    """A twin with a user."""
+    plain = Ledger(f"sqlite:///{tmp_path / 'credits.db'}", catalog())
+    plain.add_user("ann")
+    yield AsyncLedger(plain)
+    plain.close()
+
+
+def test_closing_does_not_wait_for_a_loop_that_stopped(ledger: AsyncLedger) -> None:
+    """It waits for the thread, which ends by itself; the task has its answer when its loop goes on."""
+
+    async def begin() -> asyncio.Task[object]:
+        task: asyncio.Task[object] = asyncio.create_task(ledger.balance("ann"))
+        await asyncio.sleep(0)
+        return task
+
+    async def close() -> None:
+        async with asyncio.timeout(10):
+            await ledger.close()
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    asyncio.run(close())
+    loop.run_until_complete(asyncio.wait([task]))
+    assert task.exception() is None
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def test_closing_waits_for_the_thread_of_a_cancelled_task(ledger: AsyncLedger) -> None:
+    """What it has begun is done before the connections are closed."""
+    begun, held = threading.Event(), threading.Event()
+    open_at_the_end = []
+
+    def work() -> None:
+        begun.set()
+        assert held.wait(10)
+        open_at_the_end.append(not ledger._ledger.database._closed)
+
+    async def main() -> None:
+        task = asyncio.create_task(ledger._run(work))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        await asyncio.wait([task])
+        closing = asyncio.create_task(ledger.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        held.set()
+        await closing
+
+    asyncio.run(main())
+    assert open_at_the_end == [True]
+
+
+def test_what_does_not_begin_is_not_waited_for() -> None:
+    """Neither what was cancelled before a thread was free, nor what got no thread at all."""
+    held = threading.Event()
+    done: list[int] = []
+
+    async def main() -> None:
+        threads, loop = Threads(), asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        first = asyncio.create_task(threads.run(held.wait, 10))
+        second = asyncio.create_task(threads.run(done.append, 2))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([second])
+        held.set()
+        async with asyncio.timeout(10):
+            await threads.ended()
+        assert await first
+        await loop.shutdown_default_executor()
+        with pytest.raises(RuntimeError):
+            await threads.run(done.append, 3)
+        async with asyncio.timeout(10):
+            await threads.ended()
+
+    asyncio.run(main())
+    assert done == []
+
+
+def test_what_got_no_thread_is_not_done_later() -> None:
+    """Its task was told, and might have asked again."""
+    done: list[int] = []
+
+    async def main() -> None:
+        threads = Threads()
+        before = threading.stack_size(2**46)
+        try:
+            with pytest.raises(RuntimeError):
+                await threads.run(done.append, 1)
+        finally:
+            threading.stack_size(before)
+        await threads.run(done.append, 2)
+
+    asyncio.run(main())
+    assert done == [2]
