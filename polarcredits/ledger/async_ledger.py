@@ -140,8 +140,9 @@ class AsyncLedger:
 
 
 class AsyncHold:
-    """A hold that is placed when awaited or entered; leaving the block without a capture releases it.
+    """A hold that is placed when it is first awaited or entered, and once however many tasks do so.
 
+    Leaving the block without a capture releases it.
     Should the task be cancelled while it is being placed, it lapses at the end of its TTL.
     """
 
@@ -149,16 +150,19 @@ class AsyncHold:
         self._wanted = place
         self._run = run
         self._hold: Hold | None = None
+        self._placing = asyncio.Lock()
 
     def __await__(self) -> Generator[Any, None, AsyncHold]:
         return self._place().__await__()
 
     async def _place(self) -> AsyncHold:
-        self._hold = await self._run(self._wanted)
+        async with self._placing:
+            if self._hold is None:
+                self._hold = await self._run(self._wanted)
         return self
 
     async def __aenter__(self) -> AsyncHold:
-        return self if self._hold is not None else await self._place()
+        return await self._place()
 
     async def __aexit__(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from polarcredits.errors import InsufficientCredits
 from polarcredits.ledger.async_ledger import AsyncLedger
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.threads import Threads
@@ -114,3 +115,38 @@ def test_what_got_no_thread_is_not_done_later() -> None:
 
     asyncio.run(main())
     assert done == [2]
+
+
+def test_a_hold_that_is_awaited_twice_is_placed_once(ledger: AsyncLedger) -> None:
+    """One after the other, at the same time, or awaited and then entered."""
+
+    async def main() -> None:
+        hold = ledger.hold("ann", 100)
+        assert await hold is await hold
+        assert (await ledger.balance("ann")).held == 100
+        async with hold:
+            assert (await ledger.balance("ann")).held == 100
+        hold = ledger.hold("ann", 50)
+
+        async def place() -> str:
+            return (await hold).id
+
+        assert set(await asyncio.gather(place(), place())) == {hold.id}
+        assert (await ledger.balance("ann")).held == 50
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_hold_that_was_refused_can_be_awaited_again(ledger: AsyncLedger) -> None:
+    """It is placed once there are credits for it."""
+
+    async def main() -> None:
+        hold = ledger.hold("ann", 1500)
+        with pytest.raises(InsufficientCredits):
+            await hold
+        await ledger.grant("ann", 1000)
+        assert (await hold).state.amount == 1500
+        await ledger.close()
+
+    asyncio.run(main())
