@@ -35,6 +35,6 @@ class Here(threading.local):
 def from_a_handler() -> DatabaseError:
     """Return what a handler gets that interrupted the ledger's own work."""
     return DatabaseError(
-        "Called from a signal handler that interrupted the ledger's own work in this thread: nothing was"
-        " done. Let the handler set a flag, or raise, and call the ledger after it."
+        "Called while the ledger is at work in this very thread, as by a signal handler that interrupted it:"
+        " nothing was done. Let the handler set a flag, or raise, and call the ledger after it."
     )
