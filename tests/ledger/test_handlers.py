@@ -123,7 +123,7 @@ def company(ledger):
         try:
             spend(ledger)
         except DatabaseError as error:
-            assert "closed" in error.message, error
+            told.add(error.message)
             return
 for trial in range(40):
     ledger = opened()
@@ -140,7 +140,7 @@ for trial in range(40):
     for thread in threads:
         thread.join()
     ledger.close()
-print(len(spent))
+print(len(spent), *told, sep="\n")
 """
 
 
@@ -178,11 +178,15 @@ def file(tmp_path: Path) -> str:
     return url
 
 
+ENDED = {
+    "The ledger is closed; open it again.",
+    "Interrupted before the commit was known; look before you repeat.",
+}
 CALLS = ("deduct", "grant", "balance", "begin", "close")
 LOCKED = {"The database is locked by another writer; try again."}
 REFUSED = {
-    "Called from a signal handler that interrupted the ledger's own work in this thread: nothing was done."
-    " Let the handler set a flag, or raise, and call the ledger after it."
+    "Called while the ledger is at work in this very thread, as by a signal handler that interrupted it:"
+    " nothing was done. Let the handler set a flag, or raise, and call the ledger after it."
 }
 
 
@@ -214,6 +218,10 @@ def test_a_handler_comes_to_an_end_beside_other_threads(threads: str, rich: str)
 
 @pytest.mark.parametrize("threads", ["0", "3"])
 def test_a_handler_can_close_the_ledger_and_exit(threads: str, rich: str) -> None:
-    """Nothing that was acknowledged is lost, and the other threads are answered or refused."""
-    spent, _ = run(UNTIL_TERMINATED, rich, threads)
-    check(rich, spent, unknown=40)
+    """Nothing that was acknowledged is lost, and the other threads are answered or refused.
+
+    In each of the 40 rounds one deduction of each thread may have been interrupted after its commit.
+    """
+    spent, told = run(UNTIL_TERMINATED, rich, threads)
+    assert told <= ENDED
+    check(rich, spent, unknown=40 * (1 + int(threads)))
