@@ -131,16 +131,17 @@ for trial in range(40):
     threads = [threading.Thread(target=company, args=(ledger,)) for _ in range(int(sys.argv[2]))]
     for thread in threads:
         thread.start()
-    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.02))
     try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.02))
         while True:
             spend(ledger)
-    except SystemExit:
+    except (SystemExit, DatabaseError):  # SQLAlchemy, as it looks whether a server is there, raises its own
         pass
     for thread in threads:
         thread.join()
     ledger.close()
-print(len(spent), *told, sep="\n")
+for each in [len(spent), *told]:
+    print(each)
 """
 
 
