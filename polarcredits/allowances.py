@@ -224,7 +224,7 @@ class SubscriptionGrants:
             ]
             if late and min(late) > end:
                 lived = [i for i, p in enumerate(self.periods) if p.start <= min(late)][-1]
-                return self._end(lived) if lived > position else end
+                return self._expiry(lived, self._end(lived)) if lived > position else end
         if self.subscription.goes_on and (following is None or following.start not in self.confirmed):
             return end + self._grace(period)
         return end

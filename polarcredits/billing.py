@@ -15,6 +15,8 @@ LIVE = frozenset({"active", "trialing", "past_due"})
 PAID = frozenset({"paid", "partially_refunded", "refunded"})
 CHANGE_WINDOW = timedelta(minutes=1)
 OPENING = ("subscription_create", "subscription_cycle")
+CHANGE = "subscription_update"
+USAGE = "subscription_meter_cycle"
 """Why an order opens a billing period."""
 READING_WINDOW = timedelta(seconds=15)
 """How much later than its as-of a row may have been read: a request's duration, and Date's rounding."""
@@ -201,11 +203,11 @@ def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod
     """Return the billing period that an order opens or changes (§1.2), or None."""
     order = payment.latest
     plain = plain_items(order)
-    if order.items and not plain and order.billing_reason != "subscription_update":
+    if order.billing_reason == USAGE or (order.items and not plain and order.billing_reason != CHANGE):
         return None
     starts = [item.starts_at for item in plain if item.starts_at is not None]
     if starts:
-        return containing(subscription, min(starts))
+        return containing(subscription, max(starts))
     created = created_at(payment)
     for start in payment.embedded_starts:
         if start <= created:
@@ -215,8 +217,16 @@ def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod
 
 
 def plain_items(order: OrderFact) -> list[OrderItem]:
-    """Return the lines that sell a period: neither proration nor metered usage."""
-    return [item for item in order.items if not item.proration and not item.metered]
+    """Return the lines that sell a period: neither proration nor usage.
+
+    An order does not say which of its prices are metered: what bills usage is over when it is billed.
+    """
+    made = order.created_at
+    return [
+        item
+        for item in order.items
+        if not (item.proration or item.metered or (made and item.ends_at and item.ends_at <= made))
+    ]
 
 
 def containing(subscription: Subscription, moment: datetime) -> BillingPeriod | None:
@@ -263,7 +273,7 @@ def _confirms(
     if order.billing_reason in OPENING:
         return True
     return (
-        order.billing_reason == "subscription_update"
+        order.billing_reason == CHANGE
         and abs(created - period.start) <= CHANGE_WINDOW
         and (order.total_cents > 0 or before_confirmed)
     )

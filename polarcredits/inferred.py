@@ -11,8 +11,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from polarcredits.billing import (
+    CHANGE,
     CHANGE_WINDOW,
     OPENING,
+    USAGE,
     BillingPeriod,
     Payment,
     Subscription,
@@ -39,8 +41,8 @@ def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) 
     added: dict[datetime, BillingPeriod] = {}
     for payment in payments:
         order = payment.latest
-        for item in order.items:
-            if item.proration or item.metered or not item.starts_at or not item.ends_at:
+        for item in plain_items(order):
+            if order.billing_reason == USAGE or not item.starts_at or not item.ends_at:
                 continue
             known = containing(subscription, item.starts_at)
             if known is not None and item.starts_at < known.end:
@@ -131,7 +133,7 @@ def _with_changed_products(subscription: Subscription, payments: Sequence[Paymen
         order, created = payment.latest, created_at(payment)
         period = opened_period(payment, subscription)
         if (
-            order.billing_reason != "subscription_update"
+            order.billing_reason != CHANGE
             or not paid(payment)
             or order.product_id is None
             or period is None

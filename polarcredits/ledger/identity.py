@@ -30,13 +30,13 @@ def find(connection: Connection, user: str) -> tuple[int, int]:
         raise UnknownUser(user)
     a = t.accounts.c
     query = select(a.id, a.alias_of)
-    row = connection.execute(query.where(a.user_id == user)).first()
-    if row is None and user.startswith(PLACEHOLDER):
+    row = answers = connection.execute(query.where(a.user_id == user)).first()
+    if user.startswith(PLACEHOLDER) and (row is None or row.alias_of is not None):
         named = owner_of_customer(connection, user.removeprefix(PLACEHOLDER))
-        row = connection.execute(query.where(a.user_id == named)).first()
-    if row is None:
+        answers = connection.execute(query.where(a.user_id == named)).first() or row
+    if answers is None:
         raise UnknownUser(user)
-    return row.id, row.alias_of or row.id
+    return (row or answers).id, answers.alias_of or answers.id
 
 
 def account_of(connection: Connection, user: str) -> int:

@@ -141,6 +141,26 @@ def test_a_pack_paid_while_its_buyer_is_linked(linked_first: bool, postgres: str
         assert verify(ledger).problems == []
 
 
+@pytest.mark.parametrize("known_first", [True, False])
+def test_a_customer_s_own_name_answers_for_its_user(known_first: bool, ledger: Ledger) -> None:
+    """For whom it is known to stand, whatever it was known of it when the account was made (§7.1)."""
+    for user in ("ann", "ben"):
+        ledger.add_user(user)
+    ledger.grant("ben", 5)
+    story = Story(None, at=BOUGHT, metadata={"user_id": "ann"})
+    told = story.purchase("pro")
+    customer = [{"type": "customer.created", "timestamp": told[0]["timestamp"], "data": story.customer}]
+    sold = [each for each in told if not each["type"].startswith("customer.")]
+    feed(ledger, customer + sold if known_first else sold)
+    placeholder = f"polar:{story.customer['id']}"
+    assert ledger.balance(placeholder) == ledger.balance("ann")
+    feed(ledger, [adoption(story, "ben")])
+    assert ledger.balance(placeholder) == ledger.balance("ben") != ledger.balance("ann")
+    ledger.deduct(placeholder, 3, idempotency_key="k")
+    assert ledger.deduct("ben", 3, idempotency_key="k").replayed
+    assert verify(ledger).problems == []
+
+
 def test_a_key_is_one_for_both_names(ledger: Ledger) -> None:
     """Whoever is asked for by the old name is the user: one key, one hold, one deduction (§5.4)."""
     ledger.add_user("ann")
