@@ -202,7 +202,7 @@ def paid(payment: Payment) -> bool:
 def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod | None:
     """Return the billing period that an order opens or changes (§1.2), or None."""
     order = payment.latest
-    plain = plain_items(order)
+    plain = plain_items(payment, subscription)
     if order.billing_reason == USAGE or (order.items and not plain and order.billing_reason != CHANGE):
         return None
     starts = [item.starts_at for item in plain if item.starts_at is not None]
@@ -216,17 +216,20 @@ def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod
     return containing(subscription, created)
 
 
-def plain_items(order: OrderFact) -> list[OrderItem]:
+def plain_items(payment: Payment, subscription: Subscription) -> list[OrderItem]:
     """Return the lines that sell a period: neither proration nor usage.
 
-    An order does not say which of its prices are metered: what bills usage is over when it is billed.
+    An order does not say which of its prices are metered. But what bills usage is over when it is billed,
+    and begins with the first use, not with a period.
     """
-    made = order.created_at
-    return [
-        item
-        for item in order.items
-        if not (item.proration or item.metered or (made and item.ends_at and item.ends_at <= made))
-    ]
+    made = payment.latest.created_at
+    begins = {*payment.embedded_starts, *(period.start for period in subscription.periods)}
+
+    def bills_usage(item: OrderItem) -> bool:
+        over = made is not None and item.ends_at is not None and item.ends_at <= made
+        return item.metered or (over and item.starts_at not in begins)
+
+    return [item for item in payment.latest.items if not item.proration and not bills_usage(item)]
 
 
 def containing(subscription: Subscription, moment: datetime) -> BillingPeriod | None:

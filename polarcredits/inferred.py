@@ -41,7 +41,7 @@ def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) 
     added: dict[datetime, BillingPeriod] = {}
     for payment in payments:
         order = payment.latest
-        for item in plain_items(order):
+        for item in plain_items(payment, subscription):
             if order.billing_reason == USAGE or not item.starts_at or not item.ends_at:
                 continue
             known = containing(subscription, item.starts_at)
@@ -111,7 +111,9 @@ def _with_unheard_periods(subscription: Subscription, payments: Sequence[Payment
 def _unheard_start(payment: Payment, subscription: Subscription) -> datetime | None:
     """Return where the period began that an order opened, if none that is known can be it."""
     order, created = payment.latest, created_at(payment)
-    if order.billing_reason not in OPENING or not paid(payment) or (order.items and not plain_items(order)):
+    if order.billing_reason not in OPENING or not paid(payment):
+        return None
+    if order.items and not plain_items(payment, subscription):
         return None
     if any(item.starts_at for item in order.items):
         return None

@@ -60,6 +60,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["credits", "grant", "alice", "5", "--expires-in", "99999999w"], 5, "invalid_input"),
     (["credits", "history", "alice", "--type", "gift"], 5, "invalid_input"),
     (["webhooks", "list", "--status", "lost"], 5, "invalid_input"),
+    (["webhooks", "list", "--user", "nobody"], 3, "not_found"),
     (["users", "add", ""], 5, "invalid_input"),
     (["users", "add", " alice"], 5, "invalid_input"),
     (["users", "add", "a\x07b"], 5, "invalid_input"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.views import history
 from polarcredits.periods import format_time
 from polarcredits.webhooks.fixtures import Payload, Story, make_id
 from tests.ledger.worlds import at, catalog, feed, item, lots, told_by
@@ -104,6 +105,22 @@ def test_a_final_bill_for_usage_pays_for_no_period(ledger: Ledger) -> None:
         with ledger.rehearse() as stage:
             feed(stage, [each for part in parts for each in part], now=at("05-03"))
             assert stage.balance("ann", at=at("05-04")).balance == 1000
+
+
+@pytest.mark.parametrize("heard", ["subscription.", "order."])
+def test_a_period_billed_when_it_was_over_is_no_usage(heard: str, ledger: Ledger) -> None:
+    """Polar may be late: whoever paid was given it, by the subscription's news or the order's alone."""
+    life = Story("ann", at=at("04-01"))
+    bought = life.purchase("pro")
+    renewal = life.renewal(at("05-01"))
+    for each in renewal:
+        each["timestamp"] = "2027-06-02T00:00:00Z"
+        if each["type"].startswith("order."):
+            each["data"] |= {"created_at": "2027-06-02T00:00:00Z"}
+    paid = [each for each in renewal if each["type"] == "order.paid"]
+    feed(ledger, bought + [each for each in renewal if each["type"].startswith(heard)] + paid)
+    given = [entry for entry in history(ledger, "ann", type="grant") if entry.amount == 5000]
+    assert len(given) == 2
 
 
 def test_an_allowance_paid_late_lives_as_long_as_the_one_it_joins(ledger: Ledger) -> None:
