@@ -34,10 +34,15 @@ WHERE c.relkind IN ('r', 'p') AND a.attinhcount = 0 AND NOT a.attisdropped
 """The tables that have a domain: also those to which old entries were archived."""
 
 
+LOCK = "LOCK TABLE credit_balances, credit_transactions IN ACCESS EXCLUSIVE MODE"
+"""In the order in which whoever spends comes to them: else each would wait for the other."""
+
+
 def upgrade():
     if op.get_bind().dialect.name != "postgresql":
         return
     run = op.get_bind().exec_driver_sql
+    run(LOCK)
     refuse_views(run)
     for table, column, kind, rule, _ in RULES:
         domain, name = f"{table}_{column}", f"ck_{table}_{column}"
@@ -51,6 +56,7 @@ def downgrade():
     if op.get_bind().dialect.name != "postgresql":
         return
     run = op.get_bind().exec_driver_sql
+    run(LOCK)
     refuse_views(run)
     for table, column, kind, _, rule in RULES:
         run(f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_ck_{table}_{column} CHECK ({rule})")

@@ -161,6 +161,7 @@ def adopt(connection: Connection, catalog: Catalog, placeholder: str, user: str,
         return
     target = account_or_none(connection, user)
     if target is None:
+        load(connection, source, lock=True)  # the balance first, as whoever spends does
         _rename(connection, source, placeholder, user)
         settled = true_at(connection, catalog, load(connection, source, lock=True), call)
         write(connection, settled, call)

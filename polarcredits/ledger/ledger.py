@@ -50,7 +50,7 @@ class Ledger:
     ) -> None:
         self.catalog = catalog
         self.database = database or open_database(url)
-        self.actor = actor
+        self.actor = requests.check_text(actor, "The actor")
         self.joined = connection
         self._url = url
         self._teller = teller_of(self.database)

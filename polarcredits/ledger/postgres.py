@@ -22,6 +22,7 @@ from polarcredits.errors import DatabaseError
 T = TypeVar("T")
 _POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
 _PREPARE = "prepare_threshold"
+_GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 _NOT_PREPARED = "26000"
 _PREPARED_ALREADY = "42P05"
 _HANGS_AFTER = 3
@@ -72,7 +73,10 @@ class QuickCursor:
     def execute(self, statement: str, values: Sequence[str | int | None]) -> QuickCursor:
         """Run a statement with its values; raises psycopg's errors. Its first row can then be fetched."""
         name = self._names.get(statement) or self._prepare(statement)
-        given = [None if value is None else str(value).encode() for value in values]
+        given = [
+            None if value is None else value.encode() if isinstance(value, str) else b"%d" % value
+            for value in values
+        ]
         result = self._run(name, given)
         if result.status != ExecStatus.TUPLES_OK:
             if _state(result) != _NOT_PREPARED:
@@ -93,19 +97,23 @@ class QuickCursor:
     def _run(self, name: bytes, given: list[bytes | None]) -> Any:
         pgconn = self._driver.pgconn
         pgconn.send_query_prepared(name, given)
-        (result,) = self._driver.wait(generators.execute(pgconn))
-        return result
+        return _outcome(self._driver.wait(generators.execute(pgconn)))
 
     def _prepare(self, statement: str) -> bytes:
         text = statement.encode()
         name = b"polarcredits_" + sha256(text).hexdigest()[:16].encode()
         pgconn = self._driver.pgconn
         pgconn.send_prepare(name, text)
-        (result,) = self._driver.wait(generators.execute(pgconn))
+        result = _outcome(self._driver.wait(generators.execute(pgconn)))
         if result.status != ExecStatus.COMMAND_OK and _state(result) != _PREPARED_ALREADY:
             raise psycopg.errors.error_from_result(result)
         self._names[statement] = name
         return name
+
+
+def _outcome(results: Sequence[Any]) -> Any:
+    """Return what came of a statement: its failure, even if its rows were told before its commit failed."""
+    return next((result for result in results if result.status not in _GOOD), results[0])
 
 
 def _state(result: Any) -> str:

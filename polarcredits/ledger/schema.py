@@ -53,7 +53,8 @@ def upgrade(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    with database.begin() as connection:
+
+    def work(connection: Connection) -> None:
         if not database.sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(712905)"))
         revision = current(connection)
@@ -61,6 +62,8 @@ def upgrade(database: Database) -> None:
             check(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+    database.write(work)
 
 
 def make_if_absent(url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from functools import partial
 import psycopg
 import pytest
 
+from polarcredits.ledger import failing
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
@@ -18,25 +18,13 @@ from polarcredits.periods import format_time
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.conftest import copy_of_template
-from tests.ledger.worlds import catalog, feed
+from tests.ledger.worlds import all_wait, catalog, feed
 
 PATIENCE = 30.0
 BOUGHT = datetime.now(UTC) - timedelta(days=1)
 LOCK = (
     "SELECT 1 FROM credit_balances WHERE account_id = (SELECT id FROM accounts WHERE user_id = %s) FOR UPDATE"
 )
-WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-
-
-def all_wait(watch: psycopg.Connection, count: int) -> None:
-    """Return when so many transactions wait for a lock."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        (waiting,) = watch.execute(WAITING).fetchone() or (0,)
-        if waiting >= count:
-            return
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def one_after_the_other(url: str, user: str, *acts: Callable[[], object]) -> list[object]:
@@ -159,6 +147,26 @@ def test_a_customer_s_own_name_answers_for_its_user(known_first: bool, ledger: L
     ledger.deduct(placeholder, 3, idempotency_key="k")
     assert ledger.deduct("ben", 3, idempotency_key="k").replayed
     assert verify(ledger).problems == []
+
+
+def test_a_link_waits_as_whoever_spends_does(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the balance before the account: else each would wait for the other, and one would fail."""
+    monkeypatch.setattr(failing, "_RETRIES", 1)
+    url = copy_of_template(postgres)
+    with (
+        Ledger(url, catalog(), actor="test") as ledger,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url, autocommit=True) as watch,
+    ):
+        _, placeholder = bought(ledger, BOUGHT)
+        with ledger.begin() as connection:
+            ledger.using(connection).deduct(placeholder, 1)
+            linking = pool.submit(ledger.link, placeholder, "ann")
+            all_wait(watch, 1)
+            ledger.using(connection).deduct(placeholder, 1)
+        linking.result(PATIENCE)
+        assert ledger.balance("ann").balance == 1998
+        assert verify(ledger).problems == []
 
 
 def test_a_key_is_one_for_both_names(ledger: Ledger) -> None:

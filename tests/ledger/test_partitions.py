@@ -76,6 +76,10 @@ def test_the_program_works_on_partitions(parted: str) -> None:
 def test_partitions_and_archives_are_migrated(parted: str) -> None:
     """Down to the CHECKs and up to the domains again, with every entry where it was."""
     archive(parted, at("04-20"), step=9)
+    with psycopg.connect(parted) as connection:
+        elsewhere = "SELECT count(*) FROM information_schema.columns WHERE table_name LIKE '%archive' AND "
+        assert connection.execute(f"{elsewhere} domain_name IS NOT NULL".encode()).fetchone() == (0,)
+        assert connection.execute(f"{elsewhere} column_name = 'amount'".encode()).fetchone() == (1,)
     with Ledger(parted, catalog()) as ledger:
         before = dump(ledger)
     for revision in ("0007", "head"):

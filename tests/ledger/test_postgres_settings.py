@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import ExecStatus
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
@@ -15,6 +16,7 @@ from polarcredits.ledger import failing, schema
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
+from polarcredits.ledger.postgres import _outcome
 from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
@@ -105,6 +107,48 @@ def test_statements_that_somebody_lets_go_of(postgres: str) -> None:
             ledger.deduct("ann", 1, idempotency_key=key)
         assert ledger._teller._driver is driver
         assert (ledger.balance("ann").balance, driver.execute(mine).fetchone()) == (995, (2,))
+
+
+def test_rows_that_were_told_before_the_commit_failed(postgres: str) -> None:
+    """libpq then gives the rows first and the failure after them; what counts is the failure."""
+    with psycopg.connect(postgres) as connection:
+        rows, done, failed = (
+            connection.pgconn.make_empty_result(status)
+            for status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.FATAL_ERROR)
+        )
+    assert _outcome([rows, failed]) is failed
+    assert _outcome([failed, failed]) is failed
+    assert _outcome([rows]) is rows
+    assert _outcome([done]) is done
+
+
+def test_a_server_that_ends_connections_in_the_middle(postgres: str) -> None:
+    """Whatever is acknowledged is there, and who was not answered is told so in our words."""
+    url = copy_of_template(postgres)
+    spent, unknown = 0, 0
+    with Ledger(url, catalog()) as ledger, ThreadPoolExecutor(1) as pool:
+        ledger.grant("ann", 10**6, create=True)
+        working = True
+
+        def end_connections() -> None:
+            with psycopg.connect(url, autocommit=True) as connection:
+                while working:
+                    connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.5"
+                    )
+
+        ending = pool.submit(end_connections)
+        while unknown < 100:
+            try:
+                ledger.deduct("ann", 1)
+                spent += 1
+            except DatabaseError:
+                unknown += 1
+        working = False
+        ending.result(30)
+        assert spent <= len(history(ledger, "ann", type="deduct", limit=10**6)) <= spent + unknown
+        assert verify(ledger).problems == []
 
 
 def test_what_cannot_be_kept_fails_alone(postgres: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from polarcredits.errors import DatabaseError
-from polarcredits.ledger import schema
+from polarcredits.ledger import failing, schema
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
@@ -26,7 +27,7 @@ from polarcredits.lots import EntryType
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from tests.ledger.conftest import copy_of_template
-from tests.ledger.worlds import at, catalog, dump, feed, move, told_by
+from tests.ledger.worlds import all_wait, at, catalog, dump, feed, move, told_by
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -222,6 +223,33 @@ def test_the_rules_of_columns_move_into_domains_and_back(postgres: str) -> None:
     with Ledger(url, catalog()) as ledger:
         assert ledger.deduct("ann", 3).balance == 994
         assert verify(ledger).problems == []
+
+
+def test_the_rules_move_beside_whoever_spends(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The migration waits for a balance before it locks the entries, as they do."""
+    monkeypatch.setattr(failing, "_RETRIES", 1)
+    url = copy_of_template(postgres)
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        ledger.deduct("ann", 1)
+    move(url, "0007")
+    with (
+        closing(Database(url)) as database,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url) as spending,
+        psycopg.connect(url, autocommit=True) as watch,
+    ):
+        spending.execute("UPDATE credit_balances SET balance = balance - 1, sequence = sequence + 1")
+        upgrading = pool.submit(schema.upgrade, database)
+        all_wait(watch, 1)
+        spending.execute(
+            "INSERT INTO credit_transactions SELECT account_id, 3, type, amount, balance_after - 1, grant_id,"
+            " operation, reason, meta, actor, idempotency_key, request, reverses_account, reverses_sequence,"
+            " occurred_at, recorded_at FROM credit_transactions WHERE sequence = 2"
+        )
+        spending.commit()
+        upgrading.result(30)
+        assert database.read(schema.current) == schema.HEAD
 
 
 def _run(url: str, *statements: str) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, timezone
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -217,6 +218,35 @@ def test_the_same_request_again_returns_the_first_result(ledger: Ledger) -> None
         True,
     )
     assert dump(ledger) == before
+
+
+class Named(StrEnum):
+    """Texts of an application that call themselves something else."""
+
+    KEY = "order-1"
+    RENDER = "render"
+
+    def __str__(self) -> str:
+        return f"Named.{self.name}"
+
+
+def test_texts_are_kept_as_they_are_and_not_as_they_call_themselves(ledger: Ledger) -> None:
+    """One key spends once, however the text that holds it is made."""
+    ledger.add_user("ann")
+    told = [
+        ledger.deduct("ann", 10, operation=Named.RENDER, idempotency_key=key)
+        for key in (Named.KEY, Named.KEY, "order-1")
+    ]
+    assert [(each.balance, each.replayed) for each in told] == [(990, False), (990, True), (990, True)]
+    (kept,) = history(ledger, "ann", type="deduct")
+    assert (kept.operation, kept.idempotency_key) == ("render", "order-1")
+
+
+def test_an_actor_that_cannot_be_kept(ledger: Ledger) -> None:
+    """It would be cut short, or fail every entry."""
+    for actor in ("n\0ul", "", " "):
+        with pytest.raises(InvalidInput, match="actor"):
+            Ledger("sqlite://", catalog(), actor=actor, database=ledger.database)
 
 
 def test_a_time_in_another_zone_is_the_same_request(ledger: Ledger) -> None:

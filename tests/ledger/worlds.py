@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from hypothesis import HealthCheck, settings
@@ -167,3 +169,14 @@ def play(machine: type[RuleBasedStateMachine], url: str, examples: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def all_wait(watch: psycopg.Connection[Any], count: int) -> None:
+    """Return when so many transactions wait for a lock."""
+    until = time.monotonic() + 30
+    while True:
+        (waiting,) = watch.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() or (0,)
+        if waiting >= count:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.01)
