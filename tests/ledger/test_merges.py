@@ -160,12 +160,12 @@ def test_a_link_waits_as_whoever_spends_does(postgres: str, monkeypatch: pytest.
     ):
         _, placeholder = bought(ledger, BOUGHT)
         with ledger.begin() as connection:
-            ledger.using(connection).deduct(placeholder, 1)
+            connection.exec_driver_sql(LOCK, (placeholder,))
             linking = pool.submit(ledger.link, placeholder, "ann")
             all_wait(watch, 1)
             ledger.using(connection).deduct(placeholder, 1)
         linking.result(PATIENCE)
-        assert ledger.balance("ann").balance == 1998
+        assert ledger.balance("ann").balance == 1999
         assert verify(ledger).problems == []
 
 
