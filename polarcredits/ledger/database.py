@@ -120,8 +120,12 @@ class Database:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
-        with failures, self._connected(self._reader) as connection:
-            return work(connection)
+
+        def once() -> T:
+            with self._connected(self._reader) as connection:
+                return work(connection)
+
+        return again(once)
 
     @contextmanager
     def _connected(self, engine: Engine) -> Iterator[Connection]:

@@ -53,7 +53,14 @@ failures = _Failures()
 
 def may_succeed_again(error: Exception) -> bool:
     """Say whether what failed only lost a race, and is to be run again, whole."""
-    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    return getattr(error.orig, "sqlstate", None) in _AGAIN or _is_of_an_old_plan(error.orig)
+
+
+def _is_of_an_old_plan(error: BaseException | None) -> bool:
+    """Say whether a statement was prepared before a migration; the text of this error is translated."""
+    return getattr(getattr(error, "diag", None), "source_function", None) == "RevalidateCachedQuery"
 
 
 def is_of_a_request(error: DatabaseError) -> bool:

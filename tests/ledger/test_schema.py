@@ -252,6 +252,26 @@ def test_the_rules_move_beside_whoever_spends(postgres: str, monkeypatch: pytest
         assert database.read(schema.current) == schema.HEAD
 
 
+def test_what_runs_goes_on_after_a_migration(postgres: str) -> None:
+    """Its statements were prepared for columns of other types, on every connection that it has."""
+    url = copy_of_template(postgres)
+
+    def work(ledger: Ledger) -> None:
+        ledger.deduct("ann", 1)
+        ledger.grant("ann", 2)
+        with ledger.hold("ann", 1):
+            assert ledger.balance("ann").held >= 1
+
+    with Ledger(url, catalog()) as ledger, ThreadPoolExecutor(4) as pool:
+        ledger.add_user("ann")
+        for revision in ("0007", "head", None):
+            for done in [pool.submit(work, ledger) for _ in range(40)]:
+                done.result(30)
+            if revision:
+                move(url, revision)
+        assert verify(ledger).problems == []
+
+
 def _run(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
