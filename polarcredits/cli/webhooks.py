@@ -88,7 +88,11 @@ def list_(
     limit: context.Limit = 50,
 ) -> None:
     """List events, newest first. Example: polarcredits webhooks list --status failed"""
+    from polarcredits.ledger.views import show_user
+
     with context.ledger() as ledger:
+        if user is not None:
+            show_user(ledger, user)
         rows = context.inbox(ledger).list(
             status=status,
             type=type,
