@@ -220,14 +220,14 @@ def plain_items(payment: Payment, subscription: Subscription) -> list[OrderItem]
     """Return the lines that sell a period: neither proration nor usage.
 
     An order does not say which of its prices are metered. But what bills usage is over when it is billed,
-    and begins with the first use, not with a period.
+    and reaches from the first use to the last: no period begins with it, and none follows it at once.
     """
     made = payment.latest.created_at
     begins = {*payment.embedded_starts, *(period.start for period in subscription.periods)}
 
     def bills_usage(item: OrderItem) -> bool:
         over = made is not None and item.ends_at is not None and item.ends_at <= made
-        return item.metered or (over and item.starts_at not in begins)
+        return item.metered or (over and begins.isdisjoint((item.starts_at, item.ends_at)))
 
     return [item for item in payment.latest.items if not item.proration and not bills_usage(item)]
 

@@ -37,9 +37,11 @@ def with_orders(subscription: Subscription, payments: Sequence[Payment]) -> Subs
 
 
 def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) -> Subscription:
-    """Add the periods that only a line item tells of: its subscription's snapshot was stale."""
-    added: dict[datetime, BillingPeriod] = {}
-    for payment in payments:
+    """Add the periods that only a line item tells of: its subscription's snapshot was stale.
+
+    The last comes first: that another follows it tells a period that was billed late from usage.
+    """
+    for payment in sorted(payments, key=_last_start, reverse=True):
         order = payment.latest
         for item in plain_items(payment, subscription):
             if order.billing_reason == USAGE or not item.starts_at or not item.ends_at:
@@ -48,7 +50,7 @@ def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) 
             if known is not None and item.starts_at < known.end:
                 continue
             version = Version(item.starts_at, order.product_id or "", order.quantity)
-            added[item.starts_at] = BillingPeriod(
+            paid_for = BillingPeriod(
                 start=item.starts_at,
                 end=item.ends_at,
                 status="unknown",
@@ -56,11 +58,14 @@ def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) 
                 ever_active=False,
                 versions=(version,) if order.product_id else (),
             )
-    if not added:
-        return subscription
-    periods = (*subscription.periods, *added.values())
-    ordered = tuple(sorted(periods, key=lambda period: period.start))
-    return replace(subscription, periods=ordered)
+            periods = sorted((*subscription.periods, paid_for), key=lambda period: period.start)
+            subscription = replace(subscription, periods=tuple(periods))
+    return subscription
+
+
+def _last_start(payment: Payment) -> datetime:
+    starts = [item.starts_at for item in payment.latest.items if item.starts_at and not item.proration]
+    return max(starts, default=created_at(payment))
 
 
 def _with_opening_products(subscription: Subscription, payments: Sequence[Payment]) -> Subscription:

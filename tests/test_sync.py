@@ -181,6 +181,26 @@ def test_orders_tell_what_the_subscription_no_longer_does(
                 assert len(_keys(ledger)) == len(keys)
 
 
+def test_periods_that_were_billed_late_come_back(opened: Ledger, polar: PolarStandIn, api: PolarApi) -> None:
+    """Three at once, when the first two were over: no order tells where its period began but by its line."""
+    life = Story("ida", at=datetime(2027, 4, 1, tzinfo=UTC))
+    bought = life.purchase("max")
+    events = bought.copy()
+    for minutes in (10, 20, 30):
+        events += life.renewal(datetime(2027, 7, 1, 0, minutes, tzinfo=UTC))
+    now = life.now + timedelta(hours=3)
+    polar.state.clock = now
+    polar.state.load_payloads(events)
+    with opened.rehearse() as ledger:
+        feed(ledger, events, now)
+        whole, keys = outcome(ledger, "ida", now), _keys(ledger)
+    for heard in ([], bought):
+        with opened.rehearse() as ledger:
+            feed(ledger, heard, now)
+            sync(ledger, api, environment="sandbox", at=now)
+            assert (outcome(ledger, "ida", now), _keys(ledger)) == (whole, keys)
+
+
 def test_what_was_heard_later_goes_before_what_an_order_tells(opened: Ledger) -> None:
     """A paid upgrade of which only the order came is not believed once the lesser plan is heard again."""
     life = Story("ida", at=datetime(2027, 4, 1, tzinfo=UTC))
