@@ -164,7 +164,4 @@ def _changed(period: BillingPeriod, created: datetime, product_id: str) -> Billi
     if not period.versions or any(version.product_id == product_id for version in heard):
         return period
     seats = (after or before)[0 if after else -1].seats
-    told = Version(created, product_id, seats)
-    if after and (after[0].product_id, after[0].seats) == (told.product_id, told.seats):
-        after = after[1:]
-    return replace(period, versions=(*before, told, *after))
+    return replace(period, versions=(*before, Version(created, product_id, seats), *after))

@@ -201,6 +201,28 @@ def test_periods_that_were_billed_late_come_back(opened: Ledger, polar: PolarSta
             assert (outcome(ledger, "ida", now), _keys(ledger)) == (whole, keys)
 
 
+def test_a_product_that_was_changed_away_and_back(opened: Ledger, polar: PolarStandIn, api: PolarApi) -> None:
+    """Each change was charged for: the orders alone tell all three (§4.5)."""
+    life = Story("ida", at=datetime(2027, 4, 1, tzinfo=UTC))
+    bought = life.purchase("pro")
+    changes = []
+    for day, product, charge in ((10, "max", 700), (16, "pro", -900), (20, "max", 700)):
+        changes += life.plan_change(product, datetime(2027, 4, day, 5, tzinfo=UTC), charge=charge)
+    events = bought + changes
+    now = datetime(2027, 4, 21, tzinfo=UTC)
+    polar.state.clock = now
+    polar.state.load_payloads(events)
+    with opened.rehearse() as ledger:
+        feed(ledger, events, now)
+        whole = outcome(ledger, "ida", now)
+    orders = [each for each in events if each["type"].startswith("order.")]
+    for heard in ([], bought, orders, events):
+        with opened.rehearse() as ledger:
+            feed(ledger, heard, now)
+            sync(ledger, api, environment="sandbox", at=now)
+            assert outcome(ledger, "ida", now) == whole
+
+
 def test_what_was_heard_later_goes_before_what_an_order_tells(opened: Ledger) -> None:
     """A paid upgrade of which only the order came is not believed once the lesser plan is heard again."""
     life = Story("ida", at=datetime(2027, 4, 1, tzinfo=UTC))
