@@ -22,7 +22,8 @@ from polarcredits.errors import DatabaseError
 T = TypeVar("T")
 _POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
 _PREPARE = "prepare_threshold"
-_GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+_ROWS = ExecStatus.TUPLES_OK
+_GOOD = (_ROWS, ExecStatus.COMMAND_OK)
 _NOT_PREPARED = "26000"
 _PREPARED_ALREADY = "42P05"
 _HANGS_AFTER = 3
@@ -67,6 +68,7 @@ class QuickCursor:
 
     def __init__(self, driver: psycopg.Connection[Any]) -> None:
         self._driver = driver
+        self._pgconn = driver.pgconn
         self._names: dict[str, bytes] = {}
         self._result: Any = None
 
@@ -78,11 +80,11 @@ class QuickCursor:
             for value in values
         ]
         result = self._run(name, given)
-        if result.status != ExecStatus.TUPLES_OK:
+        if result.status != _ROWS:
             if _state(result) != _NOT_PREPARED:
                 raise psycopg.errors.error_from_result(result)
             result = self._run(self._prepare(statement), given)  # psycopg, or a pooler, let go of all
-            if result.status != ExecStatus.TUPLES_OK:
+            if result.status != _ROWS:
                 raise psycopg.errors.error_from_result(result)
         self._result = result
         return self
@@ -95,16 +97,14 @@ class QuickCursor:
         return tuple([int(result.get_value(0, column)) for column in range(result.nfields)])
 
     def _run(self, name: bytes, given: list[bytes | None]) -> Any:
-        pgconn = self._driver.pgconn
-        pgconn.send_query_prepared(name, given)
-        return _outcome(self._driver.wait(generators.execute(pgconn)))
+        self._pgconn.send_query_prepared(name, given)
+        return _outcome(self._driver.wait(generators.execute(self._pgconn)))
 
     def _prepare(self, statement: str) -> bytes:
         text = statement.encode()
         name = b"polarcredits_" + sha256(text).hexdigest()[:16].encode()
-        pgconn = self._driver.pgconn
-        pgconn.send_prepare(name, text)
-        result = _outcome(self._driver.wait(generators.execute(pgconn)))
+        self._pgconn.send_prepare(name, text)
+        result = _outcome(self._driver.wait(generators.execute(self._pgconn)))
         if result.status != ExecStatus.COMMAND_OK and _state(result) != _PREPARED_ALREADY:
             raise psycopg.errors.error_from_result(result)
         self._names[statement] = name
@@ -113,6 +113,8 @@ class QuickCursor:
 
 def _outcome(results: Sequence[Any]) -> Any:
     """Return what came of a statement: its failure, even if its rows were told before its commit failed."""
+    if len(results) == 1:
+        return results[0]
     return next((result for result in results if result.status not in _GOOD), results[0])
 
 
