@@ -15,9 +15,9 @@ LIVE = frozenset({"active", "trialing", "past_due"})
 PAID = frozenset({"paid", "partially_refunded", "refunded"})
 CHANGE_WINDOW = timedelta(minutes=1)
 OPENING = ("subscription_create", "subscription_cycle")
+"""Why an order opens a billing period."""
 CHANGE = "subscription_update"
 USAGE = "subscription_meter_cycle"
-"""Why an order opens a billing period."""
 READING_WINDOW = timedelta(seconds=15)
 """How much later than its as-of a row may have been read: a request's duration, and Date's rounding."""
 

@@ -42,6 +42,19 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         if not known:
             fix = f"Set {name} in the environment or in .env." if name.endswith("TOKEN") else _REGISTER
             yield Finding(name=name, status="fail", detail="is not set", fix=fix)
+    yield from _check_catalog(settings, where)
+
+
+def _check_catalog(settings: Settings, where: str) -> Iterator[Finding]:
+    product = settings.pro_product_id
+    if product is not None and not any(product in plan.product_ids for plan in settings.catalog.plans):
+        yield Finding(
+            name="catalog",
+            status="warn",
+            detail=f"POLAR_PRO_PRODUCT_ID is not used: {where} has no plan pro",
+            fix="Add [plans.pro] there, or name the product in the product_ids of another plan.",
+        )
+        return
     sold = [plan for plan in settings.catalog.plans if plan.product_ids]
     if not sold and not any(pack.product_ids for pack in settings.catalog.packs):
         yield Finding(

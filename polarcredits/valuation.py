@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from polarcredits.billing import CHANGE_WINDOW, BillingPeriod, Payment, Version, created_at
+from polarcredits.billing import CHANGE, CHANGE_WINDOW, BillingPeriod, Payment, Version, created_at
 from polarcredits.terms import Terms
 
 DAYS = {"day": 1, "week": 7, "month": 30, "year": 365}
@@ -24,7 +24,7 @@ def counted_versions(
     orders = sorted(
         (created_at(payment), payment.latest.product_id)
         for payment in payments
-        if payment.latest.billing_reason == "subscription_update"
+        if payment.latest.billing_reason == CHANGE
         and payment.latest.net_cents > 0
         and payment.latest.product_id is not None
     )

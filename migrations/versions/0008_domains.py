@@ -28,23 +28,18 @@ WHERE d.classid = 'pg_rewrite'::regclass
   OR a.attrelid = 'credit_balances'::regclass AND a.attname IN ('held', 'closed'))
 """
 USERS = """
-SELECT a.attrelid::regclass::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+SELECT a.attrelid::regclass::text, quote_ident(a.attname)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 WHERE c.relkind IN ('r', 'p') AND a.attinhcount = 0 AND NOT a.attisdropped
 """
-"""The tables that have a domain: also those to which old entries were archived."""
-
-
+"""The columns that have a domain: also those of tables to which old entries were archived."""
 LOCK = "LOCK TABLE credit_balances, credit_transactions IN ACCESS EXCLUSIVE MODE"
 """In the order in which whoever spends comes to them: else each would wait for the other."""
 
 
 def upgrade():
-    if op.get_bind().dialect.name != "postgresql":
-        return
-    run = op.get_bind().exec_driver_sql
-    run(LOCK)
-    refuse_views(run)
-    for table, column, kind, rule, _ in RULES:
+    run = begin()
+    for table, column, kind, rule, _ in RULES if run else ():
         domain, name = f"{table}_{column}", f"ck_{table}_{column}"
         run(f"CREATE DOMAIN {domain} AS {kind}")
         run(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {domain}")
@@ -53,16 +48,22 @@ def upgrade():
 
 
 def downgrade():
+    run = begin()
+    for table, column, kind, _, rule in RULES if run else ():
+        run(f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_ck_{table}_{column} CHECK ({rule})")
+        for user, name in run(f"{USERS} AND a.atttypid = '{table}_{column}'::regtype").all():
+            run(f"ALTER TABLE {user} ALTER COLUMN {name} TYPE {kind}")
+        run(f"DROP DOMAIN {table}_{column}")
+
+
+def begin():
+    """Return what runs a statement, with the tables locked and no view in the way; None on SQLite."""
     if op.get_bind().dialect.name != "postgresql":
-        return
+        return None
     run = op.get_bind().exec_driver_sql
     run(LOCK)
     refuse_views(run)
-    for table, column, kind, _, rule in RULES:
-        run(f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_ck_{table}_{column} CHECK ({rule})")
-        for user in run(f"{USERS} AND a.atttypid = '{table}_{column}'::regtype").scalars().all():
-            run(f"ALTER TABLE {user} ALTER COLUMN {column} TYPE {kind}")
-        run(f"DROP DOMAIN {table}_{column}")
+    return run
 
 
 def refuse_views(run):
@@ -70,5 +71,5 @@ def refuse_views(run):
     views = run(VIEWS).scalar()
     if views:
         raise DatabaseError(
-            f"The views {views} show columns that change. Drop them, upgrade, make them again."
+            f"The views {views} show columns that change. Drop them, run this again, make them anew."
         )

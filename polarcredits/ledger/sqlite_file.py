@@ -41,11 +41,7 @@ class Opened(NamedTuple):
 
     def is_current(self) -> bool:
         """Say whether the file is still the one that is there."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) == self.identity
+        return self.identity is not None and self.identity == _identity(self.path)
 
 
 def patience_of(url: URL, seconds: float) -> float:

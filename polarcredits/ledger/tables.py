@@ -1,7 +1,5 @@
 """The tables, with named constraints that repeat the rules (docs/rules.md §6).
 
-On PostgreSQL the CHECKs of balances and entries are those of domains, see migration 0008.
-
 Times are microseconds since 1970, JSON is text, truth is 0 or 1: the same on SQLite and PostgreSQL.
 Annotations are not postponed: to compile each again costs every command a hundredth of a second.
 """
@@ -32,7 +30,7 @@ class Account(SQLModel, table=True):
 
 
 class CreditBalance(SQLModel, table=True):
-    """The fast look-up: one row an account, and all that the hot path reads and writes."""
+    """The fast look-up: one row an account, all that the hot path reads and writes; checked as the ledger."""
 
     __tablename__ = "credit_balances"
     __table_args__ = (
@@ -53,7 +51,7 @@ class CreditBalance(SQLModel, table=True):
 
 
 class CreditTransaction(SQLModel, table=True):
-    """The ledger: append-only, guarded by triggers."""
+    """The ledger: append-only, guarded by triggers; its CHECKs are domains on PostgreSQL (migration 0008)."""
 
     __tablename__ = "credit_transactions"
     __table_args__ = (

@@ -578,6 +578,22 @@ def test_a_pack_is_sold_again_and_again(polar: PolarStandIn, run: Run, database:
     assert (code, told["error"]["code"]) == (7, "config")
 
 
+def test_doctor_names_a_product_that_nothing_sells(
+    run: Run, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has no plan `pro` leaves POLAR_PRO_PRODUCT_ID without effect: that is told."""
+    monkeypatch.setenv("POLAR_PRO_PRODUCT_ID", PRO)
+
+    def found() -> list[str]:
+        checks = run("doctor")[1]["checks"]
+        return [each["detail"] for each in checks if each["name"] == "catalog"]
+
+    assert found() == []
+    file = database.parent / "polarcredits.toml"
+    file.write_text("[operations]\nrender = 3\n")
+    assert found() == [f"POLAR_PRO_PRODUCT_ID is not used: {file} has no plan pro"]
+
+
 def test_doctor_looks_into_the_database(run: Run, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed events, an idle cron, broken laws, two users for one purchase, another environment."""
 

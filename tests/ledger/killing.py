@@ -45,6 +45,7 @@ Tell = Callable[[str], None]
 _NUMBERS = itertools.count()
 _FORK = multiprocessing.get_context("fork")
 _THREADS = 8
+_PATIENCE_SECONDS = 60
 _LATER = datetime(2026, 12, 1, tzinfo=UTC)
 """After all recorded deliveries."""
 
@@ -270,7 +271,9 @@ def server_at_rest(url: str) -> None:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     with psycopg.connect(url, autocommit=True) as connection:
+        until = time.monotonic() + _PATIENCE_SECONDS
         while connection.execute(others).fetchone() != (0,):
+            assert time.monotonic() < until, "the server still works for a client that is dead"
             time.sleep(0.001)
 
 

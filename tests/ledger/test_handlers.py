@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
+from polarcredits.errors import DatabaseError
+from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
@@ -52,6 +55,9 @@ def fork():
     os.waitpid(child, 0)
 told = set()
 """
+END = """
+print(len(spent), *told, sep="\\n")
+"""
 AT_EVERY_MOMENT = """
 from polarcredits.errors import InsufficientCredits
 WHERE = {"async_batching", "batching", "database", "handlers", "ledger", "sqlite_file", "teller", "turns"}
@@ -90,7 +96,6 @@ def interrupted(kind, handler):
         spend(ledger)
 for handler in sys.argv[3:]:
     assert interrupted(sys.argv[2], handler) > 15
-print(len(spent), *told, sep="\\n")
 """
 AT_RANDOM_MOMENTS = """
 def company(ledger):
@@ -115,7 +120,6 @@ with opened() as ledger:
     signal.setitimer(signal.ITIMER_REAL, 0)
 for thread in threads:
     thread.join()
-print(len(spent), *told, sep="\\n")
 """
 UNTIL_TERMINATED = """
 def company(ledger):
@@ -140,14 +144,12 @@ for trial in range(40):
     for thread in threads:
         thread.join()
     ledger.close()
-for each in [len(spent), *told]:
-    print(each)
 """
 
 
 def run(script: str, url: str, *options: str) -> tuple[int, set[str]]:
     """Run a program; return how many deductions were acknowledged to it, and what its handlers were told."""
-    command = [sys.executable, "-c", BEGIN + script, url, *options]
+    command = [sys.executable, "-c", BEGIN + script + END, url, *options]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spent, *told = done.stdout.splitlines()
@@ -226,3 +228,24 @@ def test_a_handler_can_close_the_ledger_and_exit(threads: str, rich: str) -> Non
     spent, told = run(UNTIL_TERMINATED, rich, threads)
     assert told <= ENDED
     check(rich, spent, unknown=40 * (1 + int(threads)))
+
+
+@pytest.mark.parametrize("moment", ["commit", "checkin"])
+def test_a_handler_at_the_end_of_a_transaction(moment: str, rich: str) -> None:
+    """While the application's own transaction commits, or its connection goes back: told at once, too."""
+    told: list[str] = []
+
+    def handler(*_: object) -> None:
+        with pytest.raises(DatabaseError) as refused:
+            ledger.deduct("ann", 1)
+        told.append(refused.value.message)
+
+    database = Database(f"{rich}?timeout=1" if rich.startswith("sqlite") else rich, busy_seconds=1)
+    with Ledger(rich, catalog(), database=database) as ledger:
+        place = database.writer if moment == "commit" else database.engine.pool
+        with ledger.begin() as connection:
+            ledger.using(connection).deduct("ann", 1)
+            event.listen(place, moment, handler, once=True)
+        assert set(told) == REFUSED
+        assert ledger.deduct("ann", 1).balance == 10**6 + 998
+        assert verify(ledger).problems == []

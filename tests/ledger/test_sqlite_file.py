@@ -15,7 +15,7 @@ from polarcredits.ledger import schema
 from polarcredits.ledger.async_ledger import AsyncLedger
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.sqlite_file import begin_writing
+from polarcredits.ledger.sqlite_file import Opened, begin_writing
 from polarcredits.ledger.views import history, statement
 from tests.ledger.worlds import catalog
 
@@ -129,6 +129,12 @@ def test_a_log_that_is_left_alone(file: Path) -> None:
     with Ledger(url, catalog(), actor="test") as anew:
         anew.add_user("ann")
         assert balance(anew, "ann") == 1000
+
+
+def test_a_file_that_was_gone_as_soon_as_it_was_opened(file: Path) -> None:
+    """Nobody knows which file the connection has: it is not the one that is missing."""
+    file.unlink()
+    assert not Opened(str(file), None).is_current()
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY])
