@@ -203,7 +203,7 @@ def opened_period(payment: Payment, subscription: Subscription) -> BillingPeriod
     """Return the billing period that an order opens or changes (§1.2), or None."""
     order = payment.latest
     plain = plain_items(payment, subscription)
-    if order.billing_reason == USAGE or (order.items and not plain and order.billing_reason != CHANGE):
+    if not plain and order.billing_reason != CHANGE and (order.items or order.billing_reason == USAGE):
         return None
     starts = [item.starts_at for item in plain if item.starts_at is not None]
     if starts:
@@ -223,12 +223,14 @@ def plain_items(payment: Payment, subscription: Subscription) -> list[OrderItem]
     and reaches from the first use to the last: no period begins with it, and none follows it at once.
     """
     made = payment.latest.created_at
-    begins = {*payment.embedded_starts, *(period.start for period in subscription.periods)}
+    begins = {period.start for period in subscription.periods}
 
     def bills_usage(item: OrderItem) -> bool:
         over = made is not None and item.ends_at is not None and item.ends_at <= made
         return item.metered or (over and begins.isdisjoint((item.starts_at, item.ends_at)))
 
+    if payment.latest.billing_reason == USAGE:
+        return []
     return [item for item in payment.latest.items if not item.proration and not bills_usage(item)]
 
 

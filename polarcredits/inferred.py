@@ -14,7 +14,6 @@ from polarcredits.billing import (
     CHANGE,
     CHANGE_WINDOW,
     OPENING,
-    USAGE,
     BillingPeriod,
     Payment,
     Subscription,
@@ -44,7 +43,7 @@ def _with_paid_periods(subscription: Subscription, payments: Sequence[Payment]) 
     for payment in sorted(payments, key=_last_start, reverse=True):
         order = payment.latest
         for item in plain_items(payment, subscription):
-            if order.billing_reason == USAGE or not item.starts_at or not item.ends_at:
+            if not item.starts_at or not item.ends_at:
                 continue
             known = containing(subscription, item.starts_at)
             if known is not None and item.starts_at < known.end:

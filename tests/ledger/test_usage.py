@@ -86,11 +86,15 @@ def test_usage_billed_by_the_month_is_no_part_of_a_yearly_price(ledger: Ledger) 
     assert ledger.balance("ann", at=at("06-11")).balance == 1000
 
 
-def test_usage_that_is_refunded_takes_nothing_of_the_plan(ledger: Ledger) -> None:
-    """§4.8: the order that gave the allowance is paid in full."""
+@pytest.mark.parametrize("lines", ["over", "not over", "none"])
+def test_usage_that_is_refunded_takes_nothing_of_the_plan(lines: str, ledger: Ledger) -> None:
+    """§4.8: the order that gave the allowance is paid in full, whatever lines that of the meter has."""
     life = Story("ann", at=at("04-01"))
     bought = life.purchase("pro")
     used = bill(life, 6000, at("04-01 12:00"), at("04-10"), "subscription_meter_cycle")
+    if lines != "over":
+        life.orders[-1]["items"] = [usage(at("04-01"), at("04-20"))] if lines == "not over" else []
+        used[0]["data"] = life.orders[-1].copy()
     feed(ledger, bought + used + life.refund(6000, at("04-12")), now=at("04-12"))
     assert [lot[:2] for lot in lots(ledger, "ann", at("04-13"))] == [("allowance", 5000), ("lifetime", 1000)]
 
