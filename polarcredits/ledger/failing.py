@@ -13,11 +13,13 @@ from polarcredits.errors import DatabaseBusy, DatabaseError, InvalidInput, Polar
 
 Given = TypeVarTuple("Given")
 T = TypeVar("T")
-_RETRIES = 8
+_TRIES = 8
 _PAUSE_SECONDS = 0.01
-_AGAIN = frozenset({"40001", "40P01", "23505"})
+_PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
+_AGAIN = frozenset({"40001", "40P01", "23505"}) | _PREPARED_ELSEWHERE
 _OF_A_REQUEST = ("22", "54")
-_RAISED = (exc.DBAPIError, exc.TimeoutError, UnicodeEncodeError)
+RAISED = (exc.DBAPIError, exc.TimeoutError, UnicodeEncodeError)
+"""What is raised where the database, or its pool, fails."""
 
 
 def again(once: Callable[[*Given], T], *given: *Given) -> T:
@@ -25,15 +27,32 @@ def again(once: Callable[[*Given], T], *given: *Given) -> T:
 
     Raises DatabaseBusy, DatabaseError or InvalidInput for what the database raises.
     """
-    for attempt in range(_RETRIES):
+    try:
+        return once(*given)
+    except RAISED as error:
+        return anew(error, once, *given)
+
+
+def anew(error: Exception, once: Callable[[*Given], T], *given: *Given) -> T:
+    """Run what failed with *error* again, as `again` does."""
+    for attempt in range(_TRIES - 1):
+        if not may_succeed_again(error):
+            break
+        time.sleep(random.random() * _PAUSE_SECONDS * attempt)
         try:
             return once(*given)
-        except _RAISED as error:
-            if not may_succeed_again(error):
-                raise _told(error) from error
-            lost = error
-        time.sleep(random.random() * _PAUSE_SECONDS * attempt)
-    raise DatabaseBusy("The database is too busy; try again.") from lost
+        except RAISED as another:
+            error = another
+    raise (_beaten if may_succeed_again(error) else _told)(error) from error
+
+
+def _beaten(lost: Exception) -> DatabaseError:
+    if isinstance(lost, exc.DBAPIError) and getattr(lost.orig, "sqlstate", None) in _PREPARED_ELSEWHERE:
+        return DatabaseError(
+            "A pooler on the way to the database does not keep prepared statements:"
+            " add ?prepare_threshold=none to POLARCREDITS_DATABASE_URL."
+        )
+    return DatabaseBusy("The database is too busy; try again.")
 
 
 class _Failures:
@@ -44,7 +63,7 @@ class _Failures:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise our error in place of the driver's."""
-        if isinstance(error, _RAISED) and not may_succeed_again(error):
+        if isinstance(error, RAISED) and not may_succeed_again(error):
             raise _told(error) from error
 
 

@@ -8,13 +8,10 @@ without an end.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from hashlib import sha256
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import generators
-from psycopg.pq import DiagnosticField, ExecStatus
 from sqlalchemy import URL, Engine, create_engine, event
 
 from polarcredits.errors import DatabaseError
@@ -22,10 +19,6 @@ from polarcredits.errors import DatabaseError
 T = TypeVar("T")
 _POOL = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 10}
 _PREPARE = "prepare_threshold"
-_ROWS = ExecStatus.TUPLES_OK
-_GOOD = (_ROWS, ExecStatus.COMMAND_OK)
-_NOT_PREPARED = "26000"
-_PREPARED_ALREADY = "42P05"
 _HANGS_AFTER = 3
 """After how many times the patience for a lock a server that says nothing is given up."""
 
@@ -56,70 +49,6 @@ def postgres_engine(url: URL, busy_seconds: float | None) -> Engine:
 def raw_cursor(driver: Any) -> psycopg.RawCursor[Any]:
     """Return a cursor for statements with PostgreSQL's own parameters, `$1`: there is nothing to convert."""
     return psycopg.RawCursor(driver)
-
-
-class QuickCursor:
-    """Runs statements of whole numbers and texts that answer with whole numbers, as often as one likes.
-
-    Each is prepared once, and nothing but libpq and psycopg's own wait is between it and the server:
-    psycopg's cursors take a tenth of the time of a deduction. A statement's name is made from its text, so
-    that sessions which share a connection of a pooler mean the same by it.
-    """
-
-    def __init__(self, driver: psycopg.Connection[Any]) -> None:
-        self._driver = driver
-        self._pgconn = driver.pgconn
-        self._names: dict[str, bytes] = {}
-        self._result: Any = None
-
-    def execute(self, statement: str, values: Sequence[str | int | None]) -> QuickCursor:
-        """Run a statement with its values; raises psycopg's errors. Its first row can then be fetched."""
-        name = self._names.get(statement) or self._prepare(statement)
-        given = [
-            None if value is None else value.encode() if isinstance(value, str) else b"%d" % value
-            for value in values
-        ]
-        result = self._run(name, given)
-        if result.status != _ROWS:
-            if _state(result) != _NOT_PREPARED:
-                raise psycopg.errors.error_from_result(result)
-            result = self._run(self._prepare(statement), given)  # psycopg, or a pooler, let go of all
-            if result.status != _ROWS:
-                raise psycopg.errors.error_from_result(result)
-        self._result = result
-        return self
-
-    def fetchone(self) -> tuple[int, ...] | None:
-        """Return the first row, None if there is none."""
-        result = self._result
-        if result.ntuples == 0:
-            return None
-        return tuple([int(result.get_value(0, column)) for column in range(result.nfields)])
-
-    def _run(self, name: bytes, given: list[bytes | None]) -> Any:
-        self._pgconn.send_query_prepared(name, given)
-        return _outcome(self._driver.wait(generators.execute(self._pgconn)))
-
-    def _prepare(self, statement: str) -> bytes:
-        text = statement.encode()
-        name = b"polarcredits_" + sha256(text).hexdigest()[:16].encode()
-        self._pgconn.send_prepare(name, text)
-        result = _outcome(self._driver.wait(generators.execute(self._pgconn)))
-        if result.status != ExecStatus.COMMAND_OK and _state(result) != _PREPARED_ALREADY:
-            raise psycopg.errors.error_from_result(result)
-        self._names[statement] = name
-        return name
-
-
-def _outcome(results: Sequence[Any]) -> Any:
-    """Return what came of a statement: its failure, even if its rows were told before its commit failed."""
-    if len(results) == 1:
-        return results[0]
-    return next((result for result in results if result.status not in _GOOD), results[0])
-
-
-def _state(result: Any) -> str:
-    return (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
 
 
 class BoundedConnection(psycopg.Connection[Any]):

@@ -113,7 +113,7 @@ def spend_all(
             cursor.executemany(_SQLITE_INSERT, entries)
         else:
             columns = [*zip(*changes, strict=True), *zip(*entries, strict=True)]
-            cursor.execute(_WRITE, [_array(column) for column in columns])
+            cursor.delay(_WRITE, [_array(column) for column in columns])
     return answers
 
 

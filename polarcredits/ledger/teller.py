@@ -13,8 +13,8 @@ from typing import Any
 
 from polarcredits.errors import DatabaseError
 from polarcredits.ledger.database import Database
-from polarcredits.ledger.failing import again, is_of_a_request
-from polarcredits.ledger.hotpath import Cursor, Spend, Spent, spend
+from polarcredits.ledger.failing import RAISED, again, anew, is_of_a_request
+from polarcredits.ledger.hotpath import Spend, Spent, spend
 from polarcredits.ledger.setwise import spend_all
 from polarcredits.ledger.sqlite_file import OPENED, Opened, begin_writing
 
@@ -41,7 +41,6 @@ class Teller(ABC):
         self._database = database
         self._driver: Any = None
         self._cursor: Any = None
-        self._is_usable: Callable[[], bool]
         database.keepers.add(self)
 
     def spend(self, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
@@ -51,7 +50,13 @@ class Teller(ABC):
         DatabaseError; then nothing of the batch is acknowledged.
         """
         try:
-            return again(self._once, batch)
+            return self._once(batch)
+        except RAISED as error:
+            return self._anew(error, batch)
+
+    def _anew(self, failed: Exception, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
+        try:
+            return anew(failed, self._once, batch)
         except DatabaseError as error:
             if len(batch) == 1 or not is_of_a_request(error):
                 raise
@@ -75,8 +80,7 @@ class Teller(ABC):
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         answers = None
         try:
-            if self._driver is None or not self._is_usable():
-                self.close()
+            if self._driver is None:
                 self._open()
             answers = self._take(batch)
             return answers
@@ -88,6 +92,7 @@ class Teller(ABC):
 
     def _open(self) -> None:
         """Take a connection out of the pool for good: the pool does not count it, nor get it back."""
+        self.close()
         taken = self._database.engine.raw_connection()
         driver, opened = taken.driver_connection, taken.info.get(OPENED)
         taken.detach()
@@ -96,7 +101,7 @@ class Teller(ABC):
 
     @abstractmethod
     def _set_up(self, driver: Any, opened: Opened | None) -> None:
-        """Make a new connection ready, and say how one knows that it is still of use."""
+        """Make a new connection ready."""
 
     @abstractmethod
     def _undo(self, driver: Any) -> None:
@@ -104,7 +109,7 @@ class Teller(ABC):
 
     @abstractmethod
     def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
-        """Deduct in one transaction."""
+        """Deduct in one transaction, on a connection that is still of use: else on a new one."""
 
     def forget_the_parent(self) -> None:
         """Leave the parent's connection alone, in a forked child: neither used nor closed."""
@@ -116,12 +121,13 @@ class SqliteTeller(Teller):
     """Deducts in a SQLite file, as long as it is the one that is there."""
 
     _begin: Callable[[], object]
+    _is_current: Callable[[], bool]
 
     def _set_up(self, driver: Any, opened: Opened | None) -> None:
         self._cursor.execute("PRAGMA busy_timeout=0")
         self._begin = partial(self._cursor.execute, "BEGIN IMMEDIATE")
         assert opened is not None
-        self._is_usable = opened.is_current
+        self._is_current = opened.is_current
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
         with self._database.turn:
@@ -132,6 +138,8 @@ class SqliteTeller(Teller):
         driver.rollback()
 
     def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        if not self._is_current():
+            self._open()
         cursor = self._cursor
         begin_writing(self._begin, self._database.patience)
         if len(batch) == 1:
@@ -147,17 +155,16 @@ class PostgresTeller(Teller):
 
     stuck = _STUCK_SECONDS
     _used = 0.0
-    _single: Cursor | None = None
-    """For a statement by itself, where that is READ COMMITTED."""
+    _alone = False
+    """Whether a statement by itself is READ COMMITTED."""
 
     def _set_up(self, driver: Any, opened: Opened | None) -> None:
-        from polarcredits.ledger.postgres import QuickCursor
+        from polarcredits.ledger.quick_cursor import QuickCursor
 
         driver.autocommit = True
+        self._cursor = QuickCursor(driver)
         level = self._cursor.execute("SHOW default_transaction_isolation").fetchone()
-        cursor = self._cursor if driver.prepare_threshold is None else QuickCursor(driver)
-        self._single = cursor if level == ("read committed",) else None
-        self._is_usable = self._answers
+        self._alone = level == ("read committed",)
         self._used = time.monotonic()
 
     def _undo(self, driver: Any) -> None:
@@ -166,9 +173,11 @@ class PostgresTeller(Teller):
 
     def _take(self, batch: Sequence[Spend]) -> list[Spent | None]:
         """Take one alone in one round trip; where that misses, its row locked first."""
+        if time.monotonic() - self._used > _STALE_SECONDS and not self._answers():
+            self._open()
         answers = None
-        if len(batch) == 1 and self._single is not None:
-            spent = spend(self._single, batch[0], sqlite=False)
+        if len(batch) == 1 and self._alone:
+            spent = spend(self._cursor, batch[0], sqlite=False)
             if spent is not None or batch[0].key is None:  # else the key may be in use, or just not seen
                 answers = [spent]
         if answers is None:
@@ -177,23 +186,24 @@ class PostgresTeller(Teller):
         return answers
 
     def _in_one(self, batch: Sequence[Spend]) -> list[Spent | None]:
+        """Take many in two or three round trips; who wants a row that stays locked is a miss."""
         cursor = self._cursor
         try:
-            cursor.execute(f"{_BEGIN}; SET LOCAL lock_timeout = {_LOCKED_MILLISECONDS}", prepare=False)
+            cursor.delay(_BEGIN)
+            cursor.delay(f"SET LOCAL lock_timeout = {_LOCKED_MILLISECONDS}")
             answers = spend_all(cursor, batch, sqlite=False)
+            cursor.execute("COMMIT")
         except self._database.driver_error as error:
             if getattr(error, "sqlstate", None) != _LOCK_TIMEOUT:
                 raise
             cursor.execute("ROLLBACK")
-            cursor.execute(_BEGIN)
+            cursor.delay(_BEGIN)
             answers = spend_all(cursor, batch, sqlite=False, skip_locked=True)
-        cursor.execute("COMMIT")
+            cursor.execute("COMMIT")
         return answers
 
     def _answers(self) -> bool:
-        """Say whether the server still answers, if it was not asked of late."""
-        if time.monotonic() - self._used < _STALE_SECONDS:
-            return True
+        """Say whether the server still answers."""
         try:
             self._cursor.execute("SELECT 1")
         except self._database.driver_error:

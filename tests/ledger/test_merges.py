@@ -151,7 +151,7 @@ def test_a_customer_s_own_name_answers_for_its_user(known_first: bool, ledger: L
 
 def test_a_link_waits_as_whoever_spends_does(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the balance before the account: else each would wait for the other, and one would fail."""
-    monkeypatch.setattr(failing, "_RETRIES", 1)
+    monkeypatch.setattr(failing, "_TRIES", 1)
     url = copy_of_template(postgres)
     with (
         Ledger(url, catalog(), actor="test") as ledger,

@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.pq import ExecStatus
 
 from polarcredits.doctor import check_database
 from polarcredits.errors import DatabaseError
@@ -16,7 +15,6 @@ from polarcredits.ledger import failing, schema
 from polarcredits.ledger.database import Database
 from polarcredits.ledger.hotpath import Spent
 from polarcredits.ledger.ledger import Ledger
-from polarcredits.ledger.postgres import _outcome
 from polarcredits.ledger.values import Receipt
 from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
@@ -89,39 +87,6 @@ def test_texts_that_mean_something_in_an_array(text: str, postgres: str) -> None
         assert ledger.balance(user).balance == 999
 
 
-def test_statements_that_somebody_lets_go_of(postgres: str) -> None:
-    """psycopg does so after a rollback, a pooler between two sessions; or they are there already."""
-    with Ledger(copy_of_template(postgres), catalog()) as ledger:
-        ledger.add_user("ann")
-        for key in ("k", None):
-            ledger.deduct("ann", 1, idempotency_key=key)
-        driver = ledger._teller._driver
-        mine = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'polarcredits%'"
-        assert driver.execute(mine).fetchone() == (2,)
-        driver.execute("DEALLOCATE ALL")
-        assert ledger.deduct("ann", 1).balance == 997
-        assert ledger.deduct("ann", 1, idempotency_key="l").balance == 996
-        assert driver.execute(mine).fetchone() == (2,)
-        ledger._teller._set_up(driver, None)
-        for key in ("k", "l", None):
-            ledger.deduct("ann", 1, idempotency_key=key)
-        assert ledger._teller._driver is driver
-        assert (ledger.balance("ann").balance, driver.execute(mine).fetchone()) == (995, (2,))
-
-
-def test_rows_that_were_told_before_the_commit_failed(postgres: str) -> None:
-    """libpq then gives the rows first and the failure after them; what counts is the failure."""
-    with psycopg.connect(postgres) as connection:
-        rows, done, failed = (
-            connection.pgconn.make_empty_result(status)
-            for status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.FATAL_ERROR)
-        )
-    assert _outcome([rows, failed]) is failed
-    assert _outcome([failed, failed]) is failed
-    assert _outcome([rows]) is rows
-    assert _outcome([done]) is done
-
-
 def test_a_server_that_ends_connections_in_the_middle(postgres: str) -> None:
     """Whatever is acknowledged is there, and who was not answered is told so in our words."""
     url = copy_of_template(postgres)
@@ -177,7 +142,7 @@ def test_many_callers_where_transactions_are_repeatable_by_default(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ours are READ COMMITTED, each of them: nobody who waited for a row has to try again."""
-    monkeypatch.setattr(failing, "_RETRIES", 1)
+    monkeypatch.setattr(failing, "_TRIES", 1)
     url = with_settings(postgres, "default_transaction_isolation = 'repeatable read'")
     with Ledger(url, catalog()) as ledger, Ledger(url, catalog()) as other, ThreadPoolExecutor(8) as pool:
         ledger.add_user("ann")

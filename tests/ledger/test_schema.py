@@ -227,7 +227,7 @@ def test_the_rules_of_columns_move_into_domains_and_back(postgres: str) -> None:
 
 def test_the_rules_move_beside_whoever_spends(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The migration waits for a balance before it locks the entries, as they do."""
-    monkeypatch.setattr(failing, "_RETRIES", 1)
+    monkeypatch.setattr(failing, "_TRIES", 1)
     url = copy_of_template(postgres)
     with Ledger(url, catalog()) as ledger:
         ledger.add_user("ann")
