@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from polarcredits.errors import DatabaseBusy, DatabaseError
+from polarcredits.errors import DatabaseBusy, DatabaseError, PolarCreditsError
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -25,8 +25,11 @@ def answers_of(work: Work[Q, A], requests: Sequence[Q]) -> Sequence[A | Exceptio
 
 
 def twin(error: BaseException) -> Exception:
-    """Return what one of several callers is told of the failure of their batch: its own object."""
-    if not isinstance(error, Exception):
+    """Return what one of several callers is told of the failure of their batch: its own object.
+
+    What is none of our errors was raised by a signal handler, and concerns the thread that it interrupted.
+    """
+    if not isinstance(error, PolarCreditsError):
         told: Exception = DatabaseError("Interrupted before the commit was known; look before you repeat.")
     else:
         told = error.__class__.__new__(error.__class__, *error.args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -86,9 +86,12 @@ class AsyncLedger:
 
     async def _run(self, work: Callable[P, T], *given: P.args, **options: P.kwargs) -> T:
         """Do in a thread what is not grouped, unless it comes after the close."""
+        return await self._open_threads().run(work, *given, **options)
+
+    def _open_threads(self) -> Threads:
         if self._closed:
             raise closed()
-        return await self._threads.run(work, *given, **options)
+        return self._threads
 
     async def balance(self, user: str, *, at: datetime | None = None) -> Balance:
         """Return a user's credits. Raises UnknownUser."""
@@ -126,7 +129,7 @@ class AsyncLedger:
             idempotency_key=idempotency_key,
             at=at,
         )
-        return AsyncHold(place, self._run)
+        return AsyncHold(place, self._open_threads)
 
     async def capture(
         self, hold: str, amount: int | None = None, *, at: datetime | None = None
@@ -142,13 +145,13 @@ class AsyncLedger:
 class AsyncHold:
     """A hold that is placed when it is first awaited or entered, and once however many tasks do so.
 
-    Leaving the block without a capture releases it.
-    Should the task be cancelled while it is being placed, it lapses at the end of its TTL.
+    Leaving the block without a capture releases it, also where the task is cancelled, which does not wait
+    for that. So does a cancellation while it is being placed.
     """
 
-    def __init__(self, place: Callable[[], Hold], run: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, place: Callable[[], Hold], threads: Callable[[], Threads]) -> None:
         self._wanted = place
-        self._run = run
+        self._threads = threads
         self._hold: Hold | None = None
         self._placing = asyncio.Lock()
 
@@ -158,7 +161,7 @@ class AsyncHold:
     async def _place(self) -> AsyncHold:
         async with self._placing:
             if self._hold is None:
-                self._hold = await self._run(self._wanted)
+                self._hold = await self._threads().run_or_undo(self._wanted, _undo)
         return self
 
     async def __aenter__(self) -> AsyncHold:
@@ -194,10 +197,14 @@ class AsyncHold:
 
     async def capture(self, amount: int | None = None) -> Receipt:
         """Deduct *amount* (default all) of the hold and free the rest. Raises HoldClosed."""
-        receipt: Receipt = await self._run(self._placed.capture, amount)
-        return receipt
+        return await self._threads().run(self._placed.capture, amount)
 
     async def release(self) -> HoldState:
         """Free the whole hold. Raises HoldClosed."""
-        state: HoldState = await self._run(self._placed.release)
-        return state
+        return await self._threads().run_surely(self._placed.release)
+
+
+def _undo(hold: Hold) -> None:
+    """Release a hold that nobody will ever know of; one that was placed before is somebody's."""
+    if not hold.state.replayed:
+        hold.release()

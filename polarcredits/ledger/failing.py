@@ -43,27 +43,18 @@ def anew(error: Exception, once: Callable[[*Given], T], *given: *Given) -> T:
             return once(*given)
         except RAISED as another:
             error = another
-    raise (_beaten if may_succeed_again(error) else _told)(error) from error
-
-
-def _beaten(lost: Exception) -> DatabaseError:
-    if isinstance(lost, exc.DBAPIError) and getattr(lost.orig, "sqlstate", None) in _PREPARED_ELSEWHERE:
-        return DatabaseError(
-            "A pooler on the way to the database does not keep prepared statements:"
-            " add ?prepare_threshold=none to POLARCREDITS_DATABASE_URL."
-        )
-    return DatabaseBusy("The database is too busy; try again.")
+    raise _told(error) from error
 
 
 class _Failures:
-    """Turns what a driver raises into our errors; what may succeed if run again passes through."""
+    """Turns what a driver raises into our errors, where nobody runs it again."""
 
     def __enter__(self) -> None:
         """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise our error in place of the driver's."""
-        if isinstance(error, RAISED) and not may_succeed_again(error):
+        if isinstance(error, RAISED):
             raise _told(error) from error
 
 
@@ -97,9 +88,14 @@ def closed() -> DatabaseError:
 def _told(error: Exception) -> PolarCreditsError:
     if isinstance(error, UnicodeEncodeError):
         return InvalidInput(f"{str(error.object)[:40]!r} cannot be kept: it is not UTF-8 text.")
-    if isinstance(error, exc.DBAPIError):
-        return named(error)
-    return DatabaseBusy("No database connection became free in time; try again.")
+    if not isinstance(error, exc.DBAPIError):
+        return DatabaseBusy("No database connection became free in time; try again.")
+    if getattr(error.orig, "sqlstate", None) in _PREPARED_ELSEWHERE:
+        return DatabaseError(
+            "A pooler on the way to the database does not keep prepared statements:"
+            " add ?prepare_threshold=none to POLARCREDITS_DATABASE_URL."
+        )
+    return DatabaseBusy("The database is too busy; try again.") if may_succeed_again(error) else named(error)
 
 
 def named(error: exc.DBAPIError) -> DatabaseError:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import generators
 from psycopg.abc import PQGen, Transformer
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 Value = str | int | None
@@ -110,13 +110,20 @@ def _check(results: Sequence[PGresult]) -> None:
 
 
 def _pipelined(pgconn: PGconn) -> PQGen[list[PGresult]]:
-    """Send what was put into a pipeline, and return its results; the pipeline is over then."""
+    """Send what was put into a pipeline, and return its results; the pipeline is over then.
+
+    Of a server that goes away in between, what it said before counts: why it does.
+    """
     yield from generators.send(pgconn)
     results: list[PGresult] = []
-    while pgconn.status == ConnStatus.OK:
-        some = yield from generators.fetch_many(pgconn)
+    while True:
+        try:
+            some = yield from generators.fetch_many(pgconn)
+        except psycopg.OperationalError:
+            if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+                return results
+            raise
         if some and some[0].status == ExecStatus.PIPELINE_SYNC:
             pgconn.exit_pipeline_mode()
             return results
         results += some
-    return []

@@ -41,6 +41,8 @@ class Teller(ABC):
         self._database = database
         self._driver: Any = None
         self._cursor: Any = None
+        self._sound = False
+        """Whether the last batch on the connection came to its end: else it is never used again."""
         database.keepers.add(self)
 
     def spend(self, batch: Sequence[Spend]) -> Sequence[Spent | Exception | None]:
@@ -70,6 +72,7 @@ class Teller(ABC):
 
     def close(self) -> None:
         """Close the connection; what it had not committed is undone."""
+        self._sound = False
         driver, self._driver, self._cursor = self._driver, None, None
         if driver is not None:
             try:
@@ -78,16 +81,17 @@ class Teller(ABC):
                 driver.close()
 
     def _once(self, batch: Sequence[Spend]) -> list[Spent | None]:
-        answers = None
+        sound, self._sound = self._sound, False
         try:
-            if self._driver is None:
+            if not sound:
                 self._open()
             answers = self._take(batch)
+            self._sound = True
             return answers
         except self._database.driver_error as error:
             self._database.raise_wrapped(error)
         finally:
-            if answers is None:
+            if not self._sound:
                 self.close()
 
     def _open(self) -> None:
@@ -115,6 +119,7 @@ class Teller(ABC):
         """Leave the parent's connection alone, in a forked child: neither used nor closed."""
         _inherited.append((self._driver, self._cursor))
         self._driver = self._cursor = None
+        self._sound = False
 
 
 class SqliteTeller(Teller):

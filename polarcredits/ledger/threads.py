@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -42,6 +44,46 @@ class Threads:
         finally:
             if mine.acquire(blocking=False):
                 self._begun.discard(mine)
+
+    async def run_or_undo(self, work: Callable[[], T], undo: Callable[[T], object]) -> T:
+        """Return what *work* returns; where the task is cancelled and will never know, *undo* it."""
+        told = threading.Lock()
+        done: list[T] = []
+
+        def in_thread() -> T:
+            done.append(work())
+            if not told.acquire(blocking=False):
+                undo(done[0])
+            return done[0]
+
+        try:
+            return await self.run(in_thread)
+        except asyncio.CancelledError:
+            if not told.acquire(blocking=False):
+                self._begin(partial(undo, done[0]))
+            raise
+
+    async def run_surely(self, work: Callable[[], T]) -> T:
+        """Return what *work* returns; it is done also if the task is cancelled, which does not wait."""
+        return await asyncio.shield(self._begin(work))
+
+    def _begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        mine = threading.Lock()
+
+        def in_thread() -> T:
+            try:
+                return work()
+            finally:
+                self._begun.discard(mine)
+
+        try:
+            self._begun.add(mine)
+            loop = asyncio.get_running_loop()
+            begun: asyncio.Future[T] = loop.run_in_executor(None, copy_context().run, in_thread)
+        except RuntimeError:  # no thread could be started
+            self._begun.discard(mine)
+            raise
+        return begun
 
     async def ended(self) -> None:
         """Wait until all of it is over; not for the threads of a parent, which a forked child has not."""

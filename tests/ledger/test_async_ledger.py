@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,109 @@ def test_a_hold_that_is_awaited_twice_is_placed_once(ledger: AsyncLedger) -> Non
         await ledger.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["entering", "within", "leaving"])
+def test_a_hold_whose_task_is_cancelled_is_released(where: str, ledger: AsyncLedger) -> None:
+    """At whatever moment, and the task does not wait for it; nothing stays held."""
+
+    async def spend(inside: asyncio.Event) -> None:
+        async with ledger.hold("ann", 5):
+            inside.set()
+            if where == "within":
+                await asyncio.sleep(60)
+
+    async def main() -> None:
+        for trial in range(40):
+            inside = asyncio.Event()
+            task = asyncio.create_task(spend(inside))
+            if where == "entering":
+                await asyncio.sleep(trial * 0.0002)
+            else:
+                await inside.wait()
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        await ledger._threads.ended()
+        assert (await ledger.balance("ann")).available == 1000
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_hold_that_was_there_before_stays(ledger: AsyncLedger) -> None:
+    """Who asks for it again and is cancelled does not release it."""
+
+    async def main() -> None:
+        before = await ledger.hold("ann", 5, idempotency_key="k")
+        for trial in range(40):
+            task = asyncio.ensure_future(ledger.hold("ann", 5, idempotency_key="k")._place())
+            await asyncio.sleep(trial * 0.0002)
+            task.cancel()
+            await asyncio.wait([task])
+        await ledger._threads.ended()
+        assert (await ledger.balance("ann")).held == 5
+        assert (await before.release()).status == "released"
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_done_surely_is_waited_for_at_the_end() -> None:
+    """Not by the task that was cancelled."""
+    done: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(30)
+        done.append(1)
+
+    async def main() -> None:
+        threads = Threads()
+        task = asyncio.create_task(threads.run_surely(work))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), done) == (True, [])
+        ending = asyncio.create_task(threads.ended())
+        await asyncio.sleep(0.02)
+        assert not ending.done()
+        go_on.set()
+        await ending
+        assert done == [1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", ["at work", "just done", "never"])
+def test_what_was_done_for_a_task_that_is_gone_is_undone(moment: str) -> None:
+    """By the thread that did it, or by another if it was done when the task was cancelled."""
+    undone: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> int:
+        begun.set()
+        go_on.wait(30)
+        return 7
+
+    async def main() -> None:
+        threads = Threads()
+        task = asyncio.create_task(threads.run_or_undo(work, undone.append))
+        await asyncio.to_thread(begun.wait, 30)
+        if moment == "just done":
+            go_on.set()
+            while threads._begun:
+                time.sleep(0.001)  # the loop does not learn of it
+        if moment != "never":
+            task.cancel()
+        go_on.set()
+        (told,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(told, asyncio.CancelledError) if moment != "never" else told == 7
+        await threads.ended()
+
+    asyncio.run(main())
+    assert undone == ([] if moment == "never" else [7])
 
 
 def test_a_hold_that_was_refused_can_be_awaited_again(ledger: AsyncLedger) -> None:

@@ -20,7 +20,7 @@ from polarcredits.ledger.verify import verify
 from polarcredits.ledger.views import history
 from tests.ledger.conftest import copy_of_template, named
 from tests.ledger.fronts import Crowded
-from tests.ledger.worlds import at, catalog, dump, requested
+from tests.ledger.worlds import all_wait, at, catalog, dump, requested
 
 
 def with_settings(postgres: str, *settings: str) -> str:
@@ -145,7 +145,13 @@ def test_many_callers_where_transactions_are_repeatable_by_default(
     monkeypatch.setattr(failing, "_TRIES", 1)
     url = with_settings(postgres, "default_transaction_isolation = 'repeatable read'")
     with Ledger(url, catalog()) as ledger, Ledger(url, catalog()) as other, ThreadPoolExecutor(8) as pool:
-        ledger.add_user("ann")
+        ledger.grant("ann", 1, create=True)
+        with other.begin() as connection, psycopg.connect(url, autocommit=True) as watch:
+            other.using(connection).deduct("ann", 1)
+            waits = pool.submit(ledger.deduct, "ann", 1)
+            all_wait(watch, 1)
+        assert waits.result(30).balance == 999
+        ledger.grant("ann", 1)
         calls = [
             pool.submit(each.deduct, "ann", 1, idempotency_key=key)
             for number in range(100)
