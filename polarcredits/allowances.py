@@ -33,13 +33,14 @@ INTERVALS: dict[str, Interval] = {
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """An allowance period: its own bounds, its plan and what it is worth before refunds."""
+    """An allowance period: its own bounds and terms, what it is worth, and what refunds take of that."""
 
     index: int
     start: datetime
     end: datetime
-    plan: str
+    terms: Terms
     credits: int
+    clawed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,9 @@ class SubscriptionGrants:
             for allowance in self._allowances(position, period)
         ]
         allowances.sort(key=lambda grant: (grant.effective_at, grant.key))
-        return [*self._trial(), *allowances, *self._rollovers(allowances)]
+        confirmed = [period for period in self.periods if period.start in self.confirmed]
+        once = [grant for period in confirmed for grant in self._lifetimes(period)]
+        return [*self._trial(), *once, *allowances, *self._rollovers(allowances)]
 
     def next_refill(self, now: datetime) -> Refill | None:
         """Return its next allowance that is expected to begin, or None."""
@@ -113,9 +116,9 @@ class SubscriptionGrants:
         terms = self._terms(period)
         if terms is None or terms.interval == "lifetime":
             return None
-        cells = [cell for cell in self._cells(period) if now < cell.start < self._end(position)]
-        if cells and period.start in self.confirmed:
-            return Refill(at=cells[0].start, plan=cells[0].plan, credits=cells[0].credits)
+        for cell in self._cells(period) if period.start in self.confirmed else ():
+            if now < cell.start < self._end(position) and cell.credits > cell.clawed:
+                return Refill(at=cell.start, plan=cell.terms.name, credits=cell.credits - cell.clawed)
         if self.subscription.goes_on and period.end > now:
             credits = terms.credits * (period.versions[-1].seats if terms.per_seat else 1)
             return Refill(at=period.end, plan=terms.name, credits=credits)
@@ -149,48 +152,47 @@ class SubscriptionGrants:
         return min(ends)
 
     def _cells(self, period: BillingPeriod) -> list[_Cell]:
-        """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5)."""
+        """Cut a billing period by its first plan's interval and value each cell (§§4.1, 4.5, 4.8)."""
         terms_of = partial(self._terms, period)
-        known = [terms for v in period.versions if (terms := terms_of(v.product_id)) is not None]
-        if not known:
+        heard = [terms for version in period.versions if (terms := terms_of(version.product_id))]
+        first = next((terms for terms in heard if terms.interval != "lifetime"), None)
+        if first is None:
             return []
-        interval = known[0].interval
+        interval = first.interval
         counted = counted_versions(period, self.payments, interval, terms_of)
         cells = []
         for index, (start, end) in enumerate(cut(period.start, period.end, _interval(interval))):
-            heard = [v for v in counted if v.as_of < end]
-            levels = [v for v in heard if v.as_of <= start][-1:] + [v for v in heard if v.as_of > start]
+            known = [v for v in counted if v.as_of < end]
+            levels = [v for v in known if v.as_of <= start][-1:] + [v for v in known if v.as_of > start]
             levels = levels or counted[:1]
-            credits, plan = worth(levels, start, end, interval, terms_of)
-            cells.append(_Cell(index, start, end, plan or known[0].name, credits))
-        return cells
+            last = [terms for version in levels if (terms := terms_of(version.product_id))][-1:]
+            credits = worth(levels, start, end, interval, terms_of)
+            cells.append(_Cell(index, start, end, last[0] if last else first, credits))
+        taken = take_from_the_end([cell.credits for cell in cells], self._attached(period))
+        return [replace(cell, clawed=clawed) for cell, clawed in zip(cells, taken, strict=True)]
 
     def _allowances(self, position: int, period: BillingPeriod) -> list[Desired]:
-        terms, cells = self._terms(period), self._cells(period)
-        if terms is not None and terms.interval == "lifetime":
-            return [self._lifetime(period, terms)]
         end = self._end(position)
-        attached = self._attached(period)
-        clawed = take_from_the_end([cell.credits for cell in cells], attached)
         grants = []
-        for cell, taken in zip(cells, clawed, strict=True):
+        for cell in self._cells(period):
             if cell.start >= end:
                 continue
             last = cell.end >= end
-            gross = cell.credits
+            gross, rest = cell.credits, cell.credits - cell.clawed
             if last and end < cell.end and self._continued_by_next(position):
-                gross = gross * ((end - cell.start) // _US) // ((cell.end - cell.start) // _US)
+                passed, whole = (end - cell.start) // _US, (cell.end - cell.start) // _US
+                gross, rest = gross * passed // whole, rest * passed // whole
             grants.append(
                 Desired(
                     key=self._key(period, cell.index),
                     source="allowance",
-                    plan=cell.plan,
+                    plan=cell.terms.name,
                     gross=gross,
-                    clawed=min(taken, gross),
+                    clawed=gross - rest,
                     effective_at=cell.start,
                     expires_at=self._expiry(position, end) if last else cell.end,
-                    clawback=terms.clawback if terms else "owed",
-                    rollover_cap=terms.rollover if terms else 0,
+                    clawback=cell.terms.clawback,
+                    rollover_cap=cell.terms.rollover,
                     continues=cell.index == 0 and self._continued_by_next(position - 1),
                     cause_kind="subscription",
                     cause_id=self.subscription.latest.id,
@@ -233,7 +235,7 @@ class SubscriptionGrants:
         """Return the grants that carry each period's rest into the next confirmed one (§4.4)."""
         carried: list[Desired] = []
         for source, target in pairwise(allowances):
-            if source.source != "allowance" or source.rollover_cap == 0:
+            if source.rollover_cap == 0:
                 continue
             key = target.key.replace("allowance:", "rollover:", 1)
             before = source.key.replace("allowance:", "rollover:", 1)
@@ -254,19 +256,28 @@ class SubscriptionGrants:
     def _attached(self, period: BillingPeriod) -> list[Payment]:
         return [p for p in self.payments if opened_period(p, self.subscription) == period]
 
-    def _lifetime(self, period: BillingPeriod, terms: Terms) -> Desired:
-        return Desired(
-            key=f"lifetime:{self.user}:{terms.name}",
-            source="lifetime",
-            plan=terms.name,
-            gross=terms.credits,
-            clawed=take_from_the_end([terms.credits], self._attached(period))[0],
-            effective_at=period.start,
-            expires_at=None,
-            clawback=terms.clawback,
-            cause_kind="subscription",
-            cause_id=self.subscription.latest.id,
-        )
+    def _lifetimes(self, period: BillingPeriod) -> list[Desired]:
+        """Return what a period's products give once, from when each was heard of in it (§3.2)."""
+        grants = []
+        for number, version in enumerate(period.versions):
+            terms = self._terms(period, version.product_id)
+            if terms is None or terms.interval != "lifetime":
+                continue
+            grants.append(
+                Desired(
+                    key=f"lifetime:{self.user}:{terms.name}",
+                    source="lifetime",
+                    plan=terms.name,
+                    gross=terms.credits,
+                    clawed=take_from_the_end([terms.credits], self._attached(period))[0],
+                    effective_at=version.as_of if number else period.start,
+                    expires_at=None,
+                    clawback=terms.clawback,
+                    cause_kind="subscription",
+                    cause_id=self.subscription.latest.id,
+                )
+            )
+        return grants
 
     def _trial(self) -> list[Desired]:
         latest = self.subscription.latest

@@ -72,7 +72,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """An order: its newest fact, when it was first seen paid, and what was refunded of it."""
+    """An order: its newest fact, since when it is known to be paid, and what was refunded of it."""
 
     latest: OrderFact
     paid_as_of: datetime | None
@@ -130,7 +130,7 @@ def _period(start: datetime, facts: Sequence[SubscriptionFact]) -> BillingPeriod
     )
 
 
-def _true_since(fact: SubscriptionFact | RefundFact) -> datetime:
+def _true_since(fact: SubscriptionFact | OrderFact | RefundFact) -> datetime:
     """Return when a snapshot's state is known to hold: one that was read held since its last change."""
     snapshot = fact.snapshot
     changed = snapshot.modified_at or fact.created_at
@@ -148,7 +148,7 @@ def fold_payment(
     starts = [fact.embedded_period_start for fact in ordered]
     return Payment(
         latest=latest,
-        paid_as_of=next((fact.snapshot.as_of for fact in ordered if fact.status in PAID), None),
+        paid_as_of=min((_true_since(fact) for fact in ordered if fact.status in PAID), default=None),
         embedded_starts=tuple(start for start in starts if start is not None),
         refunded_cents=_refunded(latest, refunds, disputes),
     )

@@ -6,9 +6,10 @@ what a grant *should* hold, so running it twice, or late, posts nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from polarcredits.lots import EntryType, Lot, spending_order
 from polarcredits.terms import Desired
@@ -34,6 +35,13 @@ class Posting:
     amount: int
     lot: Lot
     occurred_at: datetime
+
+
+class Loss(NamedTuple):
+    """What a grant lost of its worth: to refunds, and to a change of what is sold."""
+
+    refunded: int
+    cut: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,7 +75,8 @@ def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: dateti
     """
     before = len(book.postings)
     withdrawn = [lot for lot in book.lots if lot.withdrawn]
-    changed = _update(book, desired)
+    was = {id(lot): (lot.gross, lot.clawed) for lot in book.lots}
+    _update(book, desired)
     restored = [lot for lot in withdrawn if not lot.withdrawn]
     fresh = _create(book, desired)
     for lot in sorted(book.lots, key=lambda lot: (lot.effective_at, lot.source != "rollover")):
@@ -81,8 +90,9 @@ def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: dateti
     for lot in book.lots:
         if lot.continues and lot.source == "allowance":
             _continue(book, lot)
+    losses = _losses(book, was)
     for lot in book.lots:
-        _post(book, lot, lot in fresh, changed.get(id(lot), 0), now, as_of)
+        _post(book, lot, lot in fresh, losses[id(lot)], now, as_of)
     book.lots = [lot for lot in book.lots if lot.id is not None or lot.gross or lot.spent]
     posted = book.postings[before:]
     rank = {"grant": 0}
@@ -91,10 +101,9 @@ def advance(book: Book, desired: Sequence[Desired], now: datetime, as_of: dateti
     return posted
 
 
-def _update(book: Book, desired: Sequence[Desired]) -> dict[int, int]:
-    """Set worth and expiry of the grants that exist; return how much more refunds took of each."""
+def _update(book: Book, desired: Sequence[Desired]) -> None:
+    """Set worth and expiry of the grants that exist."""
     wanted = {grant.key: grant for grant in desired}
-    clawed: dict[int, int] = {}
     for lot in book.lots:
         if lot.source == "manual" or lot.cause_kind == "account":
             continue
@@ -102,7 +111,6 @@ def _update(book: Book, desired: Sequence[Desired]) -> dict[int, int]:
         if grant is None:
             lot.withdrawn = True
             continue
-        clawed[id(lot)] = max(0, grant.clawed - lot.clawed)
         lot.withdrawn = False
         lot.plan = grant.plan
         lot.clawed = grant.clawed
@@ -112,7 +120,6 @@ def _update(book: Book, desired: Sequence[Desired]) -> dict[int, int]:
         lot.period_end = grant.period_end
         if grant.rollover is None:
             lot.gross = grant.gross
-    return clawed
 
 
 def _create(book: Book, desired: Sequence[Desired]) -> list[Lot]:
@@ -214,7 +221,21 @@ def _move(carry: Carry, amount: int) -> None:
         carry.target.remaining -= amount
 
 
-def _post(book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, as_of: datetime) -> None:
+def _losses(book: Book, was: Mapping[int, tuple[int, int]]) -> dict[int, Loss]:
+    """Return what each grant lost of its worth, *was* being its gross and what refunds had taken of it."""
+    losses: dict[int, Loss] = {}
+    for lot in sorted(book.lots, key=lambda lot: lot.effective_at):
+        gross, clawed = was.get(id(lot), (lot.gross, lot.clawed))
+        loss = Loss(refunded=max(0, lot.clawed - clawed), cut=max(0, gross - lot.gross))
+        if lot.rollover is not None:
+            sources = [other for other in book.lots if other.key in lot.rollover.sources]
+            if any(id(source) in losses and losses[id(source)].refunded for source in sources):
+                loss = Loss(refunded=loss.cut, cut=0)
+        losses[id(lot)] = loss
+    return losses
+
+
+def _post(book: Book, lot: Lot, fresh: bool, loss: Loss, now: datetime, as_of: datetime) -> None:
     """Post the difference between what *lot* holds and what it should hold."""
     debt = max(0, book.outstanding(lot, debt=True))
     whole = 0 if lot.withdrawn else max(0, lot.worth - lot.spent)
@@ -235,7 +256,7 @@ def _post(book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, a
     elif over and lot.expired:
         target = lot.held - debt
         down = target - lot.remaining
-        claw = min(-down, newly_clawed) if down < 0 and lot.clawback == "debt" else 0
+        claw = min(-down, loss.refunded) if down < 0 and lot.clawback == "debt" else 0
         post("clawback", -claw, max(end, as_of))
         post("expire" if down < 0 else "adjust", down + claw, max(end, as_of))
     else:
@@ -244,9 +265,9 @@ def _post(book: Book, lot: Lot, fresh: bool, newly_clawed: int, now: datetime, a
         if over and not lot.expired and delta > 0 and not lot.held:
             delta = 0
         if delta < 0:
-            claw = min(-delta, newly_clawed)
-            unexplained = not newly_clawed and lot.clawed > 0 and not lot.withdrawn
-            claw = -delta if unexplained else claw
+            claw = min(-delta, loss.refunded)
+            if not loss.refunded and lot.clawed > 0 and not lot.withdrawn:
+                claw = max(0, -delta - loss.cut)  # what a refund took and a hold kept till now
             post("clawback", -claw, as_of)
             post("adjust", delta + claw, as_of)
         else:

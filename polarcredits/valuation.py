@@ -52,14 +52,13 @@ def worth(
     end: datetime,
     interval: str | None,
     terms_of: TermsOf,
-) -> tuple[int, str | None]:
+) -> int:
     """Value a cell by the levels heard: a raise counts for the time left, a cut at once (§4.5)."""
     pieces: list[tuple[int, int, timedelta]] = []
-    level, plan = 0, None
+    level = 0
     for version in versions:
         terms = terms_of(version.product_id)
         level_now = level_of(terms, version.seats, interval, end - start) if terms else 0
-        plan = terms.name if terms else plan
         left = end - max(version.as_of, start) if pieces else end - start
         if level_now > level:
             if pieces and terms and terms.upgrade == "full":
@@ -70,13 +69,18 @@ def worth(
             pieces = [piece for piece in pieces if piece[1] > piece[0]] or [(0, 0, end - start)]
         level = level_now
     whole = (end - start) // _US or 1
-    return sum((high - low) * (part // _US) // whole for low, high, part in pieces), plan
+    return sum((high - low) * (part // _US) // whole for low, high, part in pieces)
 
 
 def level_of(terms: Terms, seats: int, interval: str | None, length: timedelta) -> int:
-    """Return the credits of one cell; a plan of another interval counts by the time (§4.5)."""
+    """Return the credits of one cell; a plan of another interval counts by the time (§4.5).
+
+    A plan that gives its credits once, as a grant of their own, gives none to a cell (§3.2).
+    """
+    if terms.interval == "lifetime":
+        return 0
     credits = terms.credits * (seats if terms.per_seat else 1)
-    if terms.interval == interval or terms.interval == "lifetime":
+    if terms.interval == interval:
         return credits
     return credits * (length // _US) // (DAYS[terms.interval or "month"] * 86_400_000_000)
 

@@ -66,6 +66,9 @@ def test_the_example_charges_exactly(server: str) -> None:
             assert min(answer.json()["available"] for answer in answers) == 900
             used = await client.post("/generate/ann", params={"tokens": 31})
             assert used.json() == {"used": 31, "available": 869}
+            unused = await client.post("/generate/ann", params={"tokens": 0})
+            assert unused.json() == {"used": 0, "available": 869}
+            assert (await client.post("/generate/ann", params={"tokens": -1})).status_code == 422
             assert (await client.post("/render/bob")).status_code == 404
             for _ in range(17):
                 await client.post("/generate/ann", params={"tokens": 50})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from polarcredits import InsufficientCredits, PolarCreditsError, UnknownUser, open_ledger_async
@@ -47,9 +47,11 @@ async def render(
 
 
 @app.post("/generate/{user}")
-async def generate(request: Request, user: str, tokens: int) -> dict[str, object]:
+async def generate(request: Request, user: str, tokens: Annotated[int, Query(ge=0)]) -> dict[str, object]:
     """Hold the most that it may cost, work, and pay for what was used; a failure releases the hold."""
-    async with request.app.state.ledger.hold(user, 50) as hold:
-        used = min(tokens, 50)
-        receipt = await hold.capture(used)
-    return {"used": used, "available": receipt.available}
+    ledger = request.app.state.ledger
+    used = min(tokens, 50)
+    async with ledger.hold(user, 50) as hold:
+        if used:
+            await hold.capture(used)
+    return {"used": used, "available": (await ledger.balance(user)).available}

@@ -276,11 +276,12 @@ def history(
     from polarcredits.ledger.views import archived
     from polarcredits.ledger.views import history as entries
 
+    start = context.time_of(since, "--since")
     with context.ledger() as ledger:
         found = entries(
             ledger,
             user,
-            since=context.time_of(since, "--since"),
+            since=start,
             until=context.time_of(until, "--until"),
             type=type,
             limit=limit,
@@ -305,7 +306,7 @@ def history(
         table(("when", "type", "credits", "balance", "for"), rows, empty="No entries.")
 
     emit({"transactions": [transaction_document(entry) for entry in found]}, people)
-    if opened is not None:
+    if opened is not None and (start is None or start <= opened):
         hint(f"Entries up to {when(opened)} are archived.")
 
 

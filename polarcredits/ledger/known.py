@@ -77,6 +77,7 @@ class KnownFacts:
             self._read_objects(kind, "id", {each.object for each in told if each.kind == kind})
         orders = {each.fact.order_id for each in told if each.kind in ("refund", "dispute")}
         self._read_objects("order", "id", orders)
+        self._read_customers(_CUSTOMERS, {each.object for each in told if each.kind == "customer"})
         self._see_customers(customers)
         users = {PLACEHOLDER + customer for customer in customers}
         for each in told:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from polarcredits.cli import main
@@ -16,7 +22,7 @@ from polarcredits.ledger.views import history, statement
 from polarcredits.refill import refill
 from polarcredits.webhooks.fixtures import Story
 from polarcredits.webhooks.inbox import Inbox
-from tests.ledger.archives import archive, compare, copy_of, count, opened_at
+from tests.ledger.archives import DOCUMENT, archive, compare, copy_of, count, opened_at
 from tests.ledger.conftest import copy_of_template
 from tests.ledger.worlds import at, catalog, feed, lots
 from tests.webhooks.recordings import FILES, SECRET, recorded
@@ -301,6 +307,8 @@ def test_the_command_line_says_what_is_archived(
     told = "Entries up to 2027-04-02 00:00:00Z are archived.\n"
     assert run("credits", "history", "ann")[1] == told
     assert run("credits", "history", "ann", "--until", "2027-04-01T00:00:00Z") == ("No entries.\n", told)
+    assert run("credits", "history", "ann", "--since", "2027-04-02T00:00:00Z")[1] == told
+    assert run("credits", "history", "ann", "--since", "2027-04-02T00:00:01Z")[1] == ""
     assert run("credits", "history", "ann", "--limit", "2")[1] == ""
     assert (
         "up to 2027-04-02T00:00:00Z are archived"
@@ -309,3 +317,66 @@ def test_the_command_line_says_what_is_archived(
     assert "txn_1_3' is archived" in run("credits", "reverse", "txn_1_3")[1]
     assert run("ledger", "verify")[0] == "1 user, 2 entries: all is well.\n"
     assert "archived" in run("credits", "explain", "ann", "--at", "2027-04-05T00:00:00Z")[0]
+
+
+def test_what_was_archived_can_be_dumped_and_restored_anywhere(postgres: str) -> None:
+    """With the options that the document names, into a database that has nothing else."""
+    url, empty = copy_of_template(postgres), copy_of_template(postgres)
+    with Ledger(url, catalog()) as ledger:
+        ledger.grant("ann", 50, create=True, at=at("04-01"))
+        ledger.deduct("ann", 5, at=at("04-02"))
+        ledger.grant("ann", 50, at=at("04-03"))
+    archive(url, at("04-03"))
+    (options,) = re.findall(
+        r"`pg_dump (-t '\*_archive' [^`]*)`", DOCUMENT.read_text("utf-8").replace("\n", " ")
+    )
+    with psycopg.connect(postgres) as connection:
+        (folder,) = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone() or (
+            "",
+        )
+    dump = subprocess.run(
+        [Path(folder) / "pg_dump", url, *shlex.split(options)], capture_output=True, check=True, timeout=60
+    )
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    subprocess.run(
+        [Path(folder) / "psql", empty, "-1", "-v", "ON_ERROR_STOP=1"],
+        input=dump.stdout,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    both = []
+    for each in (url, empty):
+        with psycopg.connect(each) as connection:
+            both.append(
+                [
+                    sorted(connection.execute(f"SELECT * FROM {table}_archive".encode()), key=repr)
+                    for table in ("credit_transactions", "grant_draws")
+                ]
+            )
+    assert both[0] == both[1]
+    assert [len(rows) for rows in both[0]] == [3, 1]
+
+
+def test_archiving_beside_spenders_where_transactions_are_repeatable_by_default(postgres: str) -> None:
+    """Busy accounts are skipped all the same. The lock is taken slowly here, so that somebody has spent."""
+    url = copy_of_template(postgres)
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(
+            f"""
+            CREATE SCHEMA slow;
+            CREATE FUNCTION slow.pg_advisory_xact_lock(key integer) RETURNS void LANGUAGE sql AS
+             'SELECT pg_catalog.pg_advisory_xact_lock(key); SELECT pg_sleep(0.2)';
+            ALTER DATABASE {name} SET search_path = slow, pg_catalog, public;
+            ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read';
+            """.encode()
+        )
+    with Ledger(url, catalog()) as ledger, ThreadPoolExecutor(1) as pool:
+        ledger.grant("ann", 10**6, create=True, at=at("04-01"))
+        archiving = pool.submit(archive, url, at("04-03"))
+        while not archiving.done():
+            ledger.deduct("ann", 1)
+        assert archiving.result() is None
+        assert verify(ledger).problems == []
