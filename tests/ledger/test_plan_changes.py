@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -186,6 +186,17 @@ def test_a_refund_that_shrinks_a_rollover_is_a_clawback(ledger: Ledger) -> None:
     grants = {each.lot.key: each for each in explain(ledger, "ann", at("06-04")).grants}
     (rolled,) = [each for key, each in grants.items() if key.startswith("rollover:") and "2027-06" in key]
     assert (rolled.lot.amount, rolled.clawed_back) == (7500, 2500)
+
+
+def test_what_a_hold_kept_from_a_refund_is_a_clawback_when_it_is_freed(ledger: Ledger) -> None:
+    """§§2, 5.7: however late it is taken."""
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    hold = ledger.hold("ann", 5000, ttl=timedelta(hours=24), at=at("04-02"))
+    feed(ledger, life.refund(1000, at("04-02 01:00")))
+    assert types(ledger, "ann") == [("grant", 1000), ("grant", 5000)]
+    ledger.holds.release(hold.id, at=at("04-02 02:00"))
+    assert types(ledger, "ann") == [("grant", 1000), ("grant", 5000), ("clawback", -2500)]
 
 
 def test_what_a_refund_took_is_not_expected(ledger: Ledger) -> None:
