@@ -93,16 +93,18 @@ class SubscriptionGrants:
 
     def grants(self) -> list[Desired]:
         """Return its trial, allowances, rollovers and lifetime grants, begun or yet to begin."""
-        allowances = [
-            allowance
-            for position, period in enumerate(self.periods)
-            if period.start in self.confirmed
-            for allowance in self._allowances(position, period)
-        ]
-        allowances.sort(key=lambda grant: (grant.effective_at, grant.key))
-        confirmed = [period for period in self.periods if period.start in self.confirmed]
-        once = [grant for period in confirmed for grant in self._lifetimes(period)]
-        return [*self._trial(), *once, *allowances, *self._rollovers(allowances)]
+        once: list[Desired] = []
+        runs: list[list[Desired]] = [[]]
+        for position, period in enumerate(self.periods):
+            if period.start in self.confirmed:
+                once += self._lifetimes(position, period)
+                allowances = self._allowances(position, period)
+                if allowances:
+                    runs[-1] += allowances
+                else:
+                    runs.append([])  # nothing is carried over a period that has none
+        rollovers = [grant for run in runs for grant in self._rollovers(run)]
+        return [*self._trial(), *once, *(grant for run in runs for grant in run), *rollovers]
 
     def next_refill(self, now: datetime) -> Refill | None:
         """Return its next allowance that is expected to begin, or None."""
@@ -256,12 +258,19 @@ class SubscriptionGrants:
     def _attached(self, period: BillingPeriod) -> list[Payment]:
         return [p for p in self.payments if opened_period(p, self.subscription) == period]
 
-    def _lifetimes(self, period: BillingPeriod) -> list[Desired]:
-        """Return what a period's products give once, from when each was heard of in it (§3.2)."""
+    def _lifetimes(self, position: int, period: BillingPeriod) -> list[Desired]:
+        """Return what a period's products give once: the last one, and those that were paid for (§3.2)."""
+        terms_of = partial(self._terms, period)
+        counted = counted_versions(period, self.payments, None, terms_of)
+        heard = [v for v in counted if v.as_of < self._end(position)] or counted[:1]
+        attached = self._attached(period)
+        bought = {payment.latest.product_id for payment in attached if payment.latest.net_cents > 0}
         grants = []
-        for number, version in enumerate(period.versions):
-            terms = self._terms(period, version.product_id)
+        for version in heard:
+            terms = terms_of(version.product_id)
             if terms is None or terms.interval != "lifetime":
+                continue
+            if version is not heard[-1] and version.product_id not in bought:
                 continue
             grants.append(
                 Desired(
@@ -269,8 +278,8 @@ class SubscriptionGrants:
                     source="lifetime",
                     plan=terms.name,
                     gross=terms.credits,
-                    clawed=take_from_the_end([terms.credits], self._attached(period))[0],
-                    effective_at=version.as_of if number else period.start,
+                    clawed=take_from_the_end([terms.credits], attached)[0],
+                    effective_at=period.start,
                     expires_at=None,
                     clawback=terms.clawback,
                     cause_kind="subscription",

@@ -34,8 +34,9 @@ def counted_versions(
     for version in period.versions:
         terms = terms_of(version.product_id)
         wanted = level_of(terms, version.seats, interval, length) if terms else 0
+        once = terms.credits if terms and terms.interval == "lifetime" else 0
         before, since = since, version.as_of
-        if counted and terms and terms.upgrade == "paid" and wanted > level:
+        if counted and terms and terms.upgrade == "paid" and max(wanted, once) > level:
             until = version.as_of + CHANGE_WINDOW
             paying = [o for o in orders if before <= o[0] <= until and o[1] == version.product_id]
             if not paying:

@@ -129,7 +129,7 @@ class AsyncLedger:
             idempotency_key=idempotency_key,
             at=at,
         )
-        return AsyncHold(place, self._open_threads)
+        return AsyncHold(place, self._open_threads, keyed=idempotency_key is not None)
 
     async def capture(
         self, hold: str, amount: int | None = None, *, at: datetime | None = None
@@ -146,12 +146,14 @@ class AsyncHold:
     """A hold that is placed when it is first awaited or entered, and once however many tasks do so.
 
     Leaving the block without a capture releases it, also where the task is cancelled, which does not wait
-    for that. So does a cancellation while it is being placed.
+    for that. So does a cancellation while it is being placed; with an idempotency key it stays, for who asks
+    again with the key.
     """
 
-    def __init__(self, place: Callable[[], Hold], threads: Callable[[], Threads]) -> None:
+    def __init__(self, place: Callable[[], Hold], threads: Callable[[], Threads], *, keyed: bool) -> None:
         self._wanted = place
         self._threads = threads
+        self._keyed = keyed
         self._hold: Hold | None = None
         self._placing = asyncio.Lock()
 
@@ -161,7 +163,12 @@ class AsyncHold:
     async def _place(self) -> AsyncHold:
         async with self._placing:
             if self._hold is None:
-                self._hold = await self._threads().run_or_undo(self._wanted, _undo)
+                threads = self._threads()
+                self._hold = await (
+                    threads.run(self._wanted)
+                    if self._keyed
+                    else threads.run_or_undo(self._wanted, Hold.release)
+                )
         return self
 
     async def __aenter__(self) -> AsyncHold:
@@ -202,9 +209,3 @@ class AsyncHold:
     async def release(self) -> HoldState:
         """Free the whole hold. Raises HoldClosed."""
         return await self._threads().run_surely(self._placed.release)
-
-
-def _undo(hold: Hold) -> None:
-    """Release a hold that nobody will ever know of; one that was placed before is somebody's."""
-    if not hold.state.replayed:
-        hold.release()

@@ -11,7 +11,7 @@ from polarcredits.ledger import tables as t
 from polarcredits.ledger.database import upsert_all
 from polarcredits.outlook import Outlook
 
-RULES = 1
+RULES = 2
 """Which rules outlooks are foreseen by; raise it with every change of what reconcile would do."""
 
 

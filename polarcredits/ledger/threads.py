@@ -6,9 +6,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +61,8 @@ class Threads:
             return await self.run(in_thread)
         except asyncio.CancelledError:
             if not told.acquire(blocking=False):
-                self._begin(partial(undo, done[0]))
+                with suppress(RuntimeError):  # no thread could be started
+                    self._begin(partial(undo, done[0]))
             raise
 
     async def run_surely(self, work: Callable[[], T]) -> T:
@@ -80,12 +82,19 @@ class Threads:
             self._begun.add(mine)
             loop = asyncio.get_running_loop()
             begun: asyncio.Future[T] = loop.run_in_executor(None, copy_context().run, in_thread)
-        except RuntimeError:  # no thread could be started
+        except RuntimeError:
             self._begun.discard(mine)
             raise
+        begun.add_done_callback(_look)
         return begun
 
     async def ended(self) -> None:
         """Wait until all of it is over; not for the threads of a parent, which a forked child has not."""
         while self._begun and self._process == os.getpid():
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _look(done: asyncio.Future[Any]) -> None:
+    """Look at how it ended, where no task does: asyncio would complain."""
+    if not done.cancelled():
+        done.exception()

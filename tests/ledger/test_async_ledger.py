@@ -167,6 +167,27 @@ def test_a_hold_whose_task_is_cancelled_is_released(where: str, ledger: AsyncLed
     asyncio.run(main())
 
 
+def test_a_hold_with_a_key_stays_for_who_asks_again(ledger: AsyncLedger) -> None:
+    """It is open then, and can be captured, whenever its task was cancelled."""
+
+    async def place(key: str) -> None:
+        await ledger.hold("ann", 1, idempotency_key=key)
+
+    async def main() -> None:
+        for trial in range(40):
+            task = asyncio.create_task(place(f"k{trial}"))
+            await asyncio.sleep(trial * 0.0002)
+            task.cancel()
+            await asyncio.wait([task])
+            async with ledger.hold("ann", 1, idempotency_key=f"k{trial}") as hold:
+                await asyncio.sleep(0.002)
+                await hold.capture()
+        assert (await ledger.balance("ann")).available == 960
+        await ledger.close()
+
+    asyncio.run(main())
+
+
 def test_a_hold_that_was_there_before_stays(ledger: AsyncLedger) -> None:
     """Who asks for it again and is cancelled does not release it."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polarcredits.ledger import schema
 from polarcredits.ledger.explain import explain
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.readings import take
@@ -19,8 +21,7 @@ from polarcredits.webhooks.fixtures import Payload, Story
 from polarcredits.webhooks.payloads import read_row
 from tests.ledger.worlds import at, catalog, feed, item, lots, restart, told_by
 
-ONCE = parse_catalog(
-    """
+SOLD_ONCE = """
     [plans.free]
     credits = 1000
     interval = "lifetime"
@@ -33,9 +34,13 @@ ONCE = parse_catalog(
     credits = 30000
     interval = "lifetime"
     product_ids = ["deal"]
-    """,
-    pro_product_id=None,
-)
+    [plans.max]
+    credits = 20000
+    interval = "month"
+    product_ids = ["max"]
+    rollover = "all"
+    """
+ONCE = parse_catalog(SOLD_ONCE, pro_product_id=None)
 """The default plan is sold as a product too, and so is a plan that gives its credits once."""
 
 
@@ -96,16 +101,83 @@ def test_a_cut_of_what_was_not_spent(ledger: Ledger) -> None:
     ledger.deduct("ann", 100, at=at("04-02"))
     feed(ledger, life.plan_change("deal", at("04-03"), charge=9000))
     assert lots(ledger, "ann", at("04-04")) == [
-        ("lifetime", 1000, 0, 1000),
         ("lifetime", 30000, 0, 30000),
+        ("lifetime", 1000, 0, 1000),
     ]
     assert told_by(ledger, "ann", at("04-04")).balance.owed == 100
     feed(ledger, life.plan_change("pro", at("04-11"), charge=100))
     assert [lot[:2] for lot in lots(ledger, "ann", at("04-12"))] == [
         ("allowance", 3333),
-        ("lifetime", 1000),
         ("lifetime", 30000),
+        ("lifetime", 1000),
     ]
+
+
+@pytest.mark.parametrize(("upgrade", "left"), [("prorated", 4666), ("paid", 5000)])
+def test_a_change_to_a_plan_that_gives_once_and_back(upgrade: str, left: int, ledger: Ledger) -> None:
+    """§4.5: what nobody paid for is gone with it, and waits for its order where a raise does."""
+    ledger = under(
+        ledger, parse_catalog(f'[policy]\nupgrade = "{upgrade}"\n{SOLD_ONCE}', pro_product_id=None)
+    )
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    feed(ledger, life.plan_change("deal", at("04-03")))
+    shown = [("allowance", 5000)] if upgrade == "paid" else [("lifetime", 30000)]
+    assert [lot[:2] for lot in lots(ledger, "ann", at("04-03 00:01")) if lot[1] != 1000] == shown
+    feed(ledger, life.plan_change("pro", at("04-03 00:05")))
+    assert [lot[:2] for lot in lots(ledger, "ann", at("04-04"))] == [("allowance", left), ("lifetime", 1000)]
+
+
+def test_a_free_product_cuts_where_raises_wait_for_their_orders(ledger: Ledger) -> None:
+    """§4.5: it is no raise, though it gives something."""
+    ledger = under(ledger, parse_catalog(f'[policy]\nupgrade = "paid"\n{SOLD_ONCE}', pro_product_id=None))
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, [*life.purchase("pro"), *life.plan_change("gratis", at("04-03"))])
+    assert lots(ledger, "ann", at("04-04")) == [("lifetime", 1000, 0, 1000)]
+
+
+@pytest.mark.parametrize("ended", ["over", "revoked"])
+def test_a_plan_that_gives_once_heard_of_too_late(ended: str, ledger: Ledger) -> None:
+    """§§4.1, 4.2: a period has the product last heard before its end; the next is not paid."""
+    ledger = under(ledger, ONCE)
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, life.purchase("pro"))
+    if ended == "over":
+        feed(ledger, [*life.plan_change("deal", at("05-01 00:10")), *life.past_due(at("05-01 00:30"))])
+    else:
+        feed(ledger, [*life.revoke(at("04-03")), *life.plan_change("deal", at("04-04"))])
+    assert [lot for lot in lots(ledger, "ann", at("05-01 00:40")) if lot[0] == "lifetime"] == [
+        ("lifetime", 1000, 0, 1000)
+    ]
+
+
+def test_the_order_of_arrival_does_not_say_what_is_spent_first(ledger: Ledger, tmp_path: Path) -> None:
+    """§1.4: also among grants that never expire."""
+    life = Story("ann", at=at("04-01"))
+    events = [*life.purchase("pro"), *life.plan_change("deal", at("04-03"), charge=9000)]
+    seen = []
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    schema.make_if_absent(other)
+    with Ledger(other, ONCE) as reverse:
+        for each, told in ((under(ledger, ONCE), events), (reverse, events[::-1])):
+            feed(each, told, at("04-20"))
+            each.deduct("ann", 1000, at=at("04-20"))
+            seen.append(lots(each, "ann", at("04-20")))
+    assert seen[0] == seen[1] == [("lifetime", 30000, 1000, 29000), ("lifetime", 1000, 0, 1000)]
+
+
+def test_nothing_is_carried_over_a_month_that_has_no_allowance(ledger: Ledger) -> None:
+    """§4.4: what was left goes into the next confirmed period and ends with it."""
+    ledger = under(ledger, ONCE)
+    life = Story("ann", at=at("04-01"))
+    feed(ledger, life.purchase("max"))
+    assert life.subscription is not None
+    for product, months in (("gratis", ("05", "06", "07")), ("max", ("08", "09"))):
+        life.subscription["product_id"] = product
+        for month in months:
+            feed(ledger, life.renewal(at(f"{month}-01"), amount=0))
+            carried = [lot[1] for lot in lots(ledger, "ann", at(f"{month}-02")) if lot[0] == "rollover"]
+            assert carried == ([20000] if month == "09" else [])
 
 
 @pytest.mark.parametrize("interval", ["month", "year"])
