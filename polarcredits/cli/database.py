@@ -59,6 +59,8 @@ def backup(file: Path) -> None:
     database = schema.open_database(context.settings().database_url)
     try:
         schema.backup(database, file)
+        version = database.read(schema.current)
     finally:
         database.close()
-    emit({"file": str(file)}, lambda: say(f"Backed up to {file}."))
+    state = {"current": version, "head": schema.HEAD, "up_to_date": version == schema.HEAD}
+    emit(state | {"file": str(file)}, lambda: say(f"Backed up to {file}."))

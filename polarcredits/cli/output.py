@@ -17,7 +17,12 @@ from polarcredits.periods import format_time
 def emit(document: Any, people: Callable[[], None]) -> None:
     """Print *document* under --json, else let *people* print."""
     if options.json:
-        print(json.dumps(document, default=_plain, ensure_ascii=False))
+        text = json.dumps(document, default=_plain, ensure_ascii=False)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # half a character that somebody sent, or a terminal of few
+            text = json.dumps(document, default=_plain)
+        print(text)
     else:
         people()
 

@@ -118,6 +118,13 @@ class Database:
             yield connection
             self.here.alone(transaction.rollback if dry_run else transaction.commit)
 
+    def refuse_unbegun(self, joined: Connection) -> None:
+        """Raise DatabaseBusy where SQLite has begun no transaction: the end of a savepoint would commit."""
+        if self.sqlite and not getattr(joined.connection.driver_connection, "in_transaction", False):
+            raise DatabaseBusy(
+                "The connection has begun no transaction: begin it IMMEDIATE, as ledger.begin() does."
+            )
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on one snapshot of the database; nothing is written."""
 

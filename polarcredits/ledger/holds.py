@@ -97,7 +97,7 @@ class Holds:
     ) -> Hold:
         """Reserve *amount* for at most *ttl* (24 hours)."""
         requests.check_amount(amount)
-        if not timedelta(0) < requests.check_duration(ttl, "How long a hold lasts") <= LONGEST:
+        if ttl is None or not timedelta(0) < requests.check_duration(ttl, "How long a hold lasts") <= LONGEST:
             raise InvalidInput("A hold lasts more than 0 seconds and at most 24 hours.")
         meta = requests.check_metadata(metadata)
         call = self._ledger.call(at)

@@ -78,7 +78,8 @@ class Ledger:
         """Return this ledger inside the application's own transaction on the same database.
 
         Never commits; a refusal leaves the connection usable and nothing moved. On SQLite the
-        transaction must have begun IMMEDIATE, as `begin` does, else DatabaseBusy may be raised.
+        transaction must have begun IMMEDIATE, as `begin` does, else DatabaseBusy is raised: by the
+        first write if none has begun, or if somebody else writes.
         """
         return Ledger(
             self._url, self.catalog, actor=self.actor, database=self.database, connection=connection
@@ -98,6 +99,7 @@ class Ledger:
         """Run *work* in a write transaction: our own, or a savepoint of the joined one."""
         if self.joined is None:
             return self.database.write(work, dry_run=dry_run)
+        self.database.refuse_unbegun(self.joined)
         with failures, self.joined.begin_nested() as savepoint:
             result = work(self.joined)
             if dry_run:

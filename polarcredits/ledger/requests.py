@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time as clock
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ LONGEST_TEXT = 1000
 MOST_SHOWN = 60
 LONGEST_KEY = 2600
 """In bytes: an entry of an index of PostgreSQL is at most 2,704."""
+_UNKEPT = re.compile("[\x00\ud800-\udfff]")
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -73,8 +75,8 @@ def check_metadata(metadata: Mapping[str, str] | None) -> str | None:
     if not metadata:
         return None
     for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str) or "\x00" in key + value:
-            raise InvalidInput("Metadata must be texts by name.")
+        if not isinstance(key, str) or not isinstance(value, str) or _UNKEPT.search(key + value):
+            raise InvalidInput("Metadata must be texts by name, without NUL and lone surrogates.")
     stored = json.dumps(dict(metadata), sort_keys=True)
     if len(stored) > 10_000:
         raise InvalidInput("Metadata is longer than 10,000 characters.")

@@ -85,6 +85,8 @@ def _element(value: Any, where: str) -> Element:
             return StoredDelivery(where=where, headers=_headers(value["headers"]), raw=_body(value))
         if not {"type", "timestamp", "data"} <= value.keys():
             return Broken(where=where, error=_NEITHER)
+        if isinstance(value["type"], str) and not value["type"].isprintable():
+            return Broken(where=where, error="its type has characters that cannot be printed")
         raw = canonical_json(value).encode()
     except ValueError as error:
         return Broken(where=where, error=str(error))

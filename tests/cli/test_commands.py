@@ -49,6 +49,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["credits", "grant", "alice", "11", "--idempotency-key", "k"], 5, "key_reused"),
     (["credits", "deduct", "alice", "10", "--idempotency-key", "k"], 5, "key_reused"),
     (["credits", "grant", "alice", "5", "--expires-in", "30x"], 5, "invalid_input"),
+    (["credits", "grant", "alice", "5", "--expires-in", "\u0661d"], 5, "invalid_input"),
     (["credits", "grant", "alice", "5", "--expires-at", "2020-01-01T00:00:00Z"], 5, "invalid_input"),
     (["credits", "hold", "alice", "5", "--ttl", "25h"], 5, "invalid_input"),
     (["credits", "reverse", "txn_9_9"], 3, "not_found"),
@@ -276,7 +277,8 @@ def test_an_unreachable_postgresql_is_a_database_error(run: Run) -> None:
 def test_files_are_private(run: Run, database: Path) -> None:
     """Every SQLite file that we make has mode 0600."""
     run("users", "add", "alice")
-    run("db", "backup", str(database.parent / "copy.db"))
+    code, document = run("db", "backup", str(database.parent / "copy.db"))
+    assert (code, document["up_to_date"], document["current"]) == (0, True, document["head"])
     files = list(database.parent.glob("*.db*"))
     assert len(files) >= 2
     assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
@@ -432,3 +434,22 @@ def test_replay_takes_what_its_filters_name(run: Run) -> None:
         assert (code, report["failed"], {event["id"] for event in report["events"]}) == (0, 0, wanted)
     assert run("webhooks", "replay", "no-such-event")[1]["error"]["code"] == "not_found"
     assert run("ledger", "verify")[1]["ok"]
+
+
+def test_an_event_with_half_a_character(run: Run, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its data it can be shown again; in its type the element is refused, and the others are taken."""
+    whole = {"type": "foo.bar", "timestamp": "2026-11-01T00:00:00Z", "data": {"x": "\ud800"}}
+    for name, event in (
+        ("data", whole),
+        ("type", whole | {"type": "x\ud800"}),
+        ("nul", whole | {"type": "x\0"}),
+    ):
+        (database.parent / f"{name}.json").write_text(json.dumps(event))
+    files = [str(database.parent / f"{name}.json") for name in ("data", "type", "nul")]
+    code, report = run("webhooks", "ingest", "--unsigned", *files)
+    assert (code, report["ignored"], report["refused"]) == (9, 1, 2)
+    (stored,) = run("webhooks", "list")[1]["events"]
+    assert run("webhooks", "show", stored["id"])[1]["payload"] == whole
+    with pytest.raises(SystemExit) as ended:
+        main(["webhooks", "show", stored["id"]])
+    assert (ended.value.code, "ud800" in capsys.readouterr().out) == (0, True)

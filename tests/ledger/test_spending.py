@@ -386,10 +386,46 @@ def test_joining_a_transaction_that_cannot_write(key: str | None, tmp_path: Path
     with Ledger(url, catalog()) as ledger:
         ledger.add_user("ann")
         engine = create_engine(url, connect_args={"timeout": 0})
-        with ledger.begin(), engine.begin() as connection, pytest.raises(DatabaseBusy):
-            ledger.using(connection).deduct("ann", 1, idempotency_key=key)
+        with ledger.begin(), engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            with pytest.raises(DatabaseBusy, match="locked"):
+                ledger.using(connection).deduct("ann", 1, idempotency_key=key)
         engine.dispose()
         assert ledger.balance("ann").balance == 1000
+
+
+@pytest.mark.parametrize("options", [{}, {"isolation_level": "AUTOCOMMIT"}])
+def test_joining_where_no_transaction_has_begun(options: dict[str, str], tmp_path: Path) -> None:
+    """SQLAlchemy begins none on SQLite by itself: what we did would be committed, whatever becomes of it."""
+    url = f"sqlite:///{tmp_path / 'credits.db'}"
+    with Ledger(url, catalog()) as ledger:
+        ledger.add_user("ann")
+        engine = create_engine(url, **options)
+        with engine.connect() as connection:
+            joined = ledger.using(connection)
+            for spend in (joined.deduct, joined.grant, joined.hold):
+                with pytest.raises(DatabaseBusy, match="IMMEDIATE"):
+                    spend("ann", 1)
+            assert joined.balance("ann").balance == 1000
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            assert joined.deduct("ann", 1).balance == 999
+            connection.connection.rollback()
+        engine.dispose()
+        assert ledger.balance("ann").available == 1000
+
+
+@pytest.mark.parametrize("part", ["\ud800", "a\x00"])
+def test_metadata_that_nobody_could_read_again(part: str, ledger: Ledger) -> None:
+    """Refused, as a name or a value, and nothing moves."""
+    ledger.add_user("ann")
+    before = dump(ledger)
+    for metadata in ({part: "x"}, {"x": part}):
+        with pytest.raises(InvalidInput, match="surrogates"):
+            ledger.deduct("ann", 1, metadata=metadata)
+    no_time: Any = None
+    with pytest.raises(InvalidInput, match="24 hours"):
+        ledger.hold("ann", 1, ttl=no_time)
+    assert dump(ledger) == before
 
 
 def test_the_longest_key_is_kept_and_found(ledger: Ledger) -> None:
