@@ -126,7 +126,7 @@ def parse_catalog(
 
 
 def _with_product(catalog: Catalog, product_id: str | None) -> Catalog:
-    if not product_id or any(product_id in plan.product_ids for plan in catalog.plans):
+    if not product_id or any(product_id in plan.product_ids for plan in catalog.plans if plan.name == "pro"):
         return catalog
     plans = tuple(
         replace(plan, product_ids=(*plan.product_ids, product_id)) if plan.name == "pro" else plan

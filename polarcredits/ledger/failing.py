@@ -18,6 +18,11 @@ _PAUSE_SECONDS = 0.01
 _PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
 _AGAIN = frozenset({"40001", "40P01", "23505"}) | _PREPARED_ELSEWHERE
 _OF_A_REQUEST = ("22", "54")
+_OF_A_FILE = {
+    "file is not a database": "The file is no SQLite database",
+    "attempt to write a readonly database": "The database's file or folder cannot be written",
+    "unable to open database file": "The database's file cannot be opened",
+}
 RAISED = (exc.DBAPIError, exc.TimeoutError, UnicodeEncodeError)
 """What is raised where the database, or its pool, fails."""
 
@@ -105,6 +110,11 @@ def named(error: exc.DBAPIError) -> DatabaseError:
         return DatabaseBusy("The database is locked by another writer; try again.")
     if "no such table" in text or ("does not exist" in text and "relation" in text):
         return DatabaseError("The database is not migrated. Run: polarcredits db upgrade")
+    for what, meaning in _OF_A_FILE.items():
+        if what in text:
+            return DatabaseError(
+                f"{meaning} ({text}). Look at the file that POLARCREDITS_DATABASE_URL names."
+            )
     if isinstance(error, exc.OperationalError) and getattr(error.orig, "sqlstate", "") is None:
         return DatabaseError(
             f"The database cannot be reached: {text}. Is it running, and is POLARCREDITS_DATABASE_URL right?"

@@ -453,3 +453,13 @@ def test_an_event_with_half_a_character(run: Run, database: Path, capsys: pytest
     with pytest.raises(SystemExit) as ended:
         main(["webhooks", "show", stored["id"]])
     assert (ended.value.code, "ud800" in capsys.readouterr().out) == (0, True)
+
+
+def test_a_file_that_is_no_database(run: Run, database: Path) -> None:
+    """Exit 8, with what is wrong and where to look; the file stays as it is."""
+    database.write_bytes(b"no database at all" * 100)
+    code, document = run("credits", "list")
+    assert (code, document["error"]["code"]) == (8, "database")
+    assert "The file is no SQLite database" in document["error"]["message"]
+    assert "POLARCREDITS_DATABASE_URL" in document["error"]["message"]
+    assert database.read_bytes() == b"no database at all" * 100
