@@ -369,7 +369,7 @@ def test_archiving_beside_spenders_where_transactions_are_repeatable_by_default(
             CREATE SCHEMA slow;
             CREATE FUNCTION slow.pg_advisory_xact_lock(key integer) RETURNS void LANGUAGE sql AS
              'SELECT pg_catalog.pg_advisory_xact_lock(key); SELECT pg_sleep(0.2)';
-            ALTER DATABASE {name} SET search_path = slow, pg_catalog, public;
+            ALTER DATABASE {name} SET search_path = public, slow, pg_catalog;
             ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read';
             """.encode()
         )
