@@ -117,8 +117,9 @@ def parse_catalog(
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{where} is not valid TOML: {error}", path=where) from error
     reader = _Reader(document)
-    catalog = _with_product(reader.catalog(), pro_product_id)
-    _check_products(catalog, reader.problems)
+    written = reader.catalog()
+    catalog = _with_product(written, pro_product_id)
+    _check_products(catalog, reader.problems, added=None if catalog == written else pro_product_id)
     if reader.problems:
         listed = "; ".join(reader.problems)
         raise ConfigError(f"{where}: {listed}", path=where, problems=reader.problems)
@@ -135,7 +136,7 @@ def _with_product(catalog: Catalog, product_id: str | None) -> Catalog:
     return replace(catalog, plans=plans)
 
 
-def _check_products(catalog: Catalog, problems: list[str]) -> None:
+def _check_products(catalog: Catalog, problems: list[str], *, added: str | None) -> None:
     seen: dict[str, str] = {}
     offers: list[tuple[str, tuple[str, ...]]] = [
         *((f"plans.{plan.name}", plan.product_ids) for plan in catalog.plans),
@@ -144,7 +145,8 @@ def _check_products(catalog: Catalog, problems: list[str]) -> None:
     for path, products in offers:
         for product in products:
             if product in seen:
-                problems.append(f"{path}.product_ids: {product!r} belongs to {seen[product]} too")
+                why = " (POLAR_PRO_PRODUCT_ID names it for plans.pro)" if product == added else ""
+                problems.append(f"{path}.product_ids: {product!r} belongs to {seen[product]} too{why}")
             seen[product] = path
 
 

@@ -120,8 +120,10 @@ def test_the_setting_and_the_file_disagree() -> None:
     """What the setting says is a product of `pro` is another plan's in the file: told, as within the file."""
     other = '[plans.max]\ncredits = 9\ninterval = "month"\nproduct_ids = ["p"]\n'
     pro = '[plans.pro]\ncredits = 5\ninterval = "month"\n'
-    with pytest.raises(ConfigError, match=r"belongs to plans\.pro too"):
+    with pytest.raises(ConfigError, match=r"belongs to plans\.pro too \(POLAR_PRO_PRODUCT_ID names it"):
         parse_catalog(FREE_PLAN + pro + other, pro_product_id="p")
+    with pytest.raises(ConfigError, match=r"belongs to plans\.pro too$"):
+        parse_catalog(FREE_PLAN + pro + 'product_ids = ["p"]\n' + other, pro_product_id="p")
     alone = parse_catalog(FREE_PLAN + other, pro_product_id="p").plan_for_product("p")
     assert alone is not None
     assert alone.name == "max"

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from polarcredits.cli import main
-from polarcredits.errors import AlreadyReversed, InvalidInput, NotFound
+from polarcredits.errors import AlreadyReversed, DatabaseError, InvalidInput, NotFound
 from polarcredits.ledger.explain import explain
 from polarcredits.ledger.ledger import Ledger
 from polarcredits.ledger.verify import verify
@@ -357,6 +357,24 @@ def test_what_was_archived_can_be_dumped_and_restored_anywhere(postgres: str) ->
             )
     assert both[0] == both[1]
     assert [len(rows) for rows in both[0]] == [3, 1]
+
+
+def test_archiving_where_functions_are_made_elsewhere(postgres: str) -> None:
+    """The guard that lets go is the one that is there, whatever schema comes first."""
+    url = copy_of_template(postgres)
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = connection.info.dbname
+        made = f"CREATE SCHEMA elsewhere; ALTER DATABASE {name} SET search_path = elsewhere, public"
+        connection.execute(made.encode())
+    with Ledger(url, catalog()) as ledger:
+        ledger.grant("ann", 50, create=True, at=at("04-01"))
+        ledger.deduct("ann", 5, at=at("04-02"))
+        ledger.grant("ann", 50, at=at("04-03"))
+        archive(url, at("04-03"))
+        assert len(history(ledger, "ann")) == 1
+        assert verify(ledger).problems == []
+        with pytest.raises(DatabaseError, match="append-only"), ledger.begin() as joined:
+            joined.exec_driver_sql("DELETE FROM credit_transactions")
 
 
 def test_archiving_beside_spenders_where_transactions_are_repeatable_by_default(postgres: str) -> None:

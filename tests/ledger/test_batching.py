@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,15 @@ def until(true: Callable[[], bool]) -> None:
 def waiting(group: Group[int, int], count: int) -> None:
     """Wait until so many requests queue."""
     until(lambda: len(group._queue) == count)
+
+
+def gathered(pool: Executor, desk: Desk, group: Group[int, int]) -> tuple[Future[int], list[Future[int]]]:
+    """Ask 1, which the closed desk holds up, and 2, 3 and 4, which queue behind it; return their calls."""
+    first = pool.submit(group.ask, 1)
+    until(lambda: desk.batches == [[1]])
+    asked = [pool.submit(group.ask, n) for n in (2, 3, 4)]
+    waiting(group, 3)
+    return first, asked
 
 
 def test_who_arrives_meanwhile_goes_together() -> None:
@@ -250,10 +259,7 @@ def test_what_work_raises_goes_to_every_caller_of_the_batch() -> None:
     group = Group(desk)
     desk.open.clear()
     with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(group.ask, 1)
-        until(lambda: desk.batches == [[1]])
-        asked = [pool.submit(group.ask, n) for n in (2, 3, 4)]
-        waiting(group, 3)
+        first, asked = gathered(pool, desk, group)
         desk.fails = True
         desk.open.set()
         errors = [call.exception() for call in [first, *asked]]
@@ -331,10 +337,7 @@ def test_an_interrupted_leader_tells_the_others(raised: type[BaseException]) -> 
     group: Group[int, int] = Group(work)
     desk.open.clear()
     with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(group.ask, 1)
-        until(lambda: desk.batches == [[1]])
-        asked = [pool.submit(group.ask, n) for n in (2, 3, 4)]
-        waiting(group, 3)
+        first, asked = gathered(pool, desk, group)
         desk.open.set()
         errors = [call.exception() for call in asked]
     assert first.result() == 2
