@@ -74,3 +74,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     """Half of an answer is what `head` asked for."""
     done = shell("plans | true")
     assert (done.returncode, done.stderr) in ((1, ""), (0, ""))
+
+
+def test_a_stdout_of_few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON stays JSON, and people read what can be shown and the numbers of the rest."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = shell("users add josé --json")
+    assert json.loads(done.stdout)["id"] == "josé"
+    assert "jos\\xe9" in shell("users show josé").stdout

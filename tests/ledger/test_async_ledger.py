@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -231,6 +232,32 @@ def test_what_is_done_surely_is_waited_for_at_the_end() -> None:
         assert done == [1]
 
     asyncio.run(main())
+
+
+def test_asyncio_does_not_complain_of_what_fails_for_a_task_that_is_gone() -> None:
+    """Nobody is left to be told."""
+    told: list[object] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(30)
+        raise RuntimeError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        threads = Threads()
+        task = asyncio.create_task(threads.run_surely(work))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        await asyncio.wait([task])
+        go_on.set()
+        await threads.ended()
+        await asyncio.sleep(0.02)
+        gc.collect()
+
+    asyncio.run(main())
+    assert told == []
 
 
 @pytest.mark.parametrize("moment", ["at work", "just done", "never"])

@@ -151,6 +151,17 @@ def test_a_plan_that_gives_once_heard_of_too_late(ended: str, ledger: Ledger) ->
     ]
 
 
+def test_a_plan_that_gives_once_of_which_only_the_end_was_heard(ledger: Ledger) -> None:
+    """§4.6: it was paid for, and stays."""
+    ledger = under(ledger, ONCE)
+    life = Story("ann", at=at("04-01"))
+    paid = [event for event in life.purchase("deal", amount=9000) if event["type"] == "order.paid"]
+    for event in paid:
+        event["data"]["subscription"] = None
+    feed(ledger, [*life.revoke(at("04-03")), *paid], at("04-04"))
+    assert lots(ledger, "ann", at("04-05"))[0] == ("lifetime", 30000, 0, 30000)
+
+
 def test_the_order_of_arrival_does_not_say_what_is_spent_first(ledger: Ledger, tmp_path: Path) -> None:
     """§1.4: also among grants that never expire."""
     life = Story("ann", at=at("04-01"))

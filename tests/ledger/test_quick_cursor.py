@@ -243,6 +243,21 @@ def test_a_server_that_says_why_and_goes_away(
     driver.close()
 
 
+def test_a_driver_that_gives_no_answer(driver: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing counts as done then."""
+
+    def execute(_: object) -> Generator[None, None, list[PGresult]]:
+        yield from ()
+        return []
+
+    cursor = QuickCursor(driver)
+    cursor.execute("SELECT 1")
+    monkeypatch.setattr(generators, "execute", execute)
+    with pytest.raises(psycopg.OperationalError, match="no answer"):
+        cursor.execute("SELECT 1")
+    driver.close()
+
+
 def test_what_is_not_locked_by_others_stays_locked_until_it_is_written(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
